@@ -1,0 +1,122 @@
+"""Reading what others packed without running what they packed: restricted pickles, checked archives."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from ebmhybrid.errors import DataError
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """What protocol 2 needs of `_codecs.encode`: bytes are written as latin-1 text."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"encoding {encoding!r} is not allowed")
+    return text.encode("latin1")
+
+
+# How numpy's arrays ask to be rebuilt, taken from an array: the functions live in modules that were renamed.
+_REBUILD = np.empty(0).__reduce__()[0]
+_FROM_BUFFER = np.empty(0).__reduce_ex__(5)[0]
+_NUMPY = {"ndarray": np.ndarray, "dtype": np.dtype}
+_ALLOWED: dict[tuple[str, str], Any] = {
+    **{("numpy", name): value for name, value in _NUMPY.items()},
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): _REBUILD for core in ("core", "_core")},
+    **{(f"numpy.{core}.numeric", "_frombuffer"): _FROM_BUFFER for core in ("core", "_core")},
+    ("_codecs", "encode"): _latin1,
+}
+
+
+class _ArraysOnly(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return _ALLOWED[module, name]
+        except KeyError:
+            raise pickle.UnpicklingError(f"{module}.{name} is not allowed in a data file") from None
+
+
+def load_pickle(path: Path) -> dict[str, Any]:
+    """A pickled dict of arrays, lists, numbers and text, such as a CIFAR batch; anything else is refused, not run.
+
+    Raises:
+        DataError: the pickle names another class or function, is damaged, or holds no dict.
+    """
+    try:
+        with path.open("rb") as file:
+            content = _ArraysOnly(file, encoding="latin1").load()
+    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
+        raise DataError(f"{path}: not a pickle of arrays: {error}") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: must hold a dict, got {type(content).__name__}")
+    return {key.decode("latin1") if isinstance(key, bytes) else str(key): value for key, value in content.items()}
+
+
+@contextmanager
+def temporary_folder(parent: Path) -> Iterator[Path]:
+    """A folder inside `parent`, on the same disk, so that what is complete can be renamed into place.
+
+    Both are gone afterwards, `parent` only if it was made here and stayed empty.
+    """
+    made = not parent.exists()
+    parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".incomplete-", dir=parent) as name:
+            yield Path(name)
+    finally:
+        if made and not any(parent.iterdir()):
+            parent.rmdir()
+
+
+def unpack(archive: Path, destination: Path) -> None:
+    """Unpack a .tar.gz or .zip into a folder; a member that would land outside of it, or is no plain file, is refused.
+
+    Raises:
+        DataError: such a member, or an archive that is damaged.
+    """
+    try:
+        if archive.suffix == ".zip":
+            with zipfile.ZipFile(archive) as packed:
+                _check_names(packed.namelist(), archive)
+                packed.extractall(destination)
+            return
+        with tarfile.open(archive) as tar:
+            _check_names(tar.getnames(), archive)
+            odd = [member.name for member in tar if not (member.isfile() or member.isdir())]
+            if odd:
+                raise DataError(f"{archive}: refused, member {odd[0]!r} is neither a file nor a folder")
+            if hasattr(tarfile, "data_filter"):
+                tar.extractall(destination, filter="data")
+            else:  # early patch levels of Python 3.10 and 3.11; the checks above stand in for the filter
+                tar.extractall(destination)
+    except DataError:
+        raise
+    except (OSError, EOFError, ValueError, tarfile.TarError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{archive}: cannot be unpacked, it may be damaged: {error}") from error
+
+
+def _check_names(names: list[str], archive: Path) -> None:
+    for name in names:
+        path = PurePosixPath(name.replace("\\", "/"))
+        if path.is_absolute() or ".." in path.parts or ":" in name:
+            raise DataError(f"{archive}: refused, member {name!r} would land outside of the folder")
+
+
+def merge(source: Path, destination: Path) -> None:
+    """Rename what is in `source` into `destination`; a file that is there already stays as it is."""
+    for child in sorted(source.iterdir()):
+        target = destination / child.name
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(child, target)
+        elif child.is_dir() and target.is_dir():
+            merge(child, target)

@@ -1,0 +1,39 @@
+"""What a user can get wrong. Each message names the thing, its value and what would be right, in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class EbmhybridError(ValueError):
+    """A mistake of input, not of the library: the command line prints it in one line and exits with status 1."""
+
+
+class RecipeError(EbmhybridError):
+    """A recipe or an override that cannot be used."""
+
+
+class DataError(EbmhybridError):
+    """A data set that is missing, malformed or does not fit."""
+
+
+class CheckpointError(EbmhybridError):
+    """A run directory or a weight file that is missing, damaged or of another model."""
+
+
+class TrainingError(EbmhybridError):
+    """Training that cannot go on, such as a loss that is no longer finite."""
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the nearest valid one, or all of them.
+
+    >>> nearest("enery", ["energy", "msp"])
+    "did you mean 'energy'?"
+    >>> nearest("x", ["energy", "msp"])
+    'valid: energy, msp'
+    """
+    valid = sorted(valid)
+    close = get_close_matches(name, valid, n=1, cutoff=0.6)
+    return f"did you mean {close[0]!r}?" if close else f"valid: {', '.join(valid)}"

@@ -1,0 +1,206 @@
+"""HDGELoss: cross-entropy plus the contrastive -log q(x|y), as a Module that holds the bank (Liu & Abbeel 2020)."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ebmhybrid.energies import check_logits
+from ebmhybrid.losses.bank import Bank
+from ebmhybrid.losses.contrastive import Form, Normalize, class_scores, contrastive_loss, label_vector_scores, smooth
+
+Negatives = Literal["bank", "batch", "bank+batch"]
+
+
+class HDGELoss(nn.Module):
+    """Cross-entropy plus the contrastive -log q(x|y): a drop-in for nn.CrossEntropyLoss after any classifier.
+
+        loss = ce_weight * CE(f(x), y) + weight * mean_n( -log q(x_n|y_n) )
+
+    Source: Liu & Abbeel 2020. The defaults equal the authors' released loss; `form="paper", negatives="batch",
+    normalize="none", temperature=1` is the paper's equation with live negatives.
+    :mod:`ebmhybrid.losses.contrastive` says what the options do and why the detached bank hardly matters.
+
+    Which targets go with which options:
+
+        =================  ===========  ===============  ====================================
+        form, negatives    int64 (N,)   label_smoothing  probabilities (N, C), e.g. mixup
+        =================  ===========  ===============  ====================================
+        paper, any         yes          yes              yes
+        released, batch    yes          yes              yes, in O(N^2 C) memory
+        released, bank*    yes          yes              no: the bank keeps per-class sums
+        =================  ===========  ===============  ====================================
+
+    Half-precision logits are computed in float32 (no operation here is one that autocast lowers). It never waits for the device, and traces under
+    `torch.compile(fullgraph=True)`. In training mode each call pushes the batch into the bank after the loss; in
+    `eval()` mode the bank stays as it is. The bank is part of the state dict. A bank alone starts with K random
+    directions, as released; with `bank+batch` it starts empty.
+
+    Arguments:
+        num_classes: C.
+        weight, ce_weight: factors of the two parts, >= 0. ce_weight=0 trains log q(x|y) alone.
+        temperature: T > 0.
+        bank_size: K, the number of banked negatives. Memory and time do not grow with it.
+        label_smoothing: s in [0, 1), for both parts.
+
+    Shapes:
+        logits (N, C), N >= 1; y int64 (N,) or probabilities (N, C); reference (R, C): logits of unlabelled reference
+        images that enter the columns beside the batch's (live negatives only). Returns a scalar, or with
+        `return_terms=True` (scalar, {"ce", "contrastive"}), the parts before weighting.
+
+    Raises:
+        ValueError: options, shapes, dtypes or labels that do not fit.
+
+    >>> loss_fn = HDGELoss(num_classes=10, form="paper", negatives="batch", normalize="none", temperature=1.0)
+    >>> loss, terms = loss_fn(torch.zeros(4, 10), torch.arange(4), return_terms=True)
+    >>> {name: round(float(value.exp()), 4) for name, value in terms.items()}
+    {'ce': 10.0, 'contrastive': 4.0}
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        weight: float = 1.0,
+        ce_weight: float = 1.0,
+        temperature: float = 0.1,
+        bank_size: int = 65536,
+        form: Form = "released",
+        negatives: Negatives = "bank",
+        normalize: Normalize = "l2",
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        _check_options(weight, ce_weight, temperature, label_smoothing)
+        for name, value, choices in (
+            ("form", form, get_args(Form)),
+            ("negatives", negatives, get_args(Negatives)),
+            ("normalize", normalize, get_args(Normalize)),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        self.num_classes = num_classes
+        self.weight, self.ce_weight = weight, ce_weight
+        self.temperature, self.label_smoothing = temperature, label_smoothing
+        self.form, self.negatives, self.normalize = form, negatives, normalize
+        self.bank = Bank(num_classes, bank_size) if "bank" in negatives else None
+        if negatives == "bank":
+            step = self.bank.block * 1024  # in parts: K x C vectors would not fit for large K and C
+            for start in range(0, self.bank.capacity, step):
+                self.fill_bank(torch.randn(min(step, self.bank.capacity - start), num_classes))
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """:func:`class_scores` with this loss's options."""
+        return class_scores(
+            logits,
+            form=self.form,
+            temperature=self.temperature,
+            normalize=self.normalize,
+            label_smoothing=self.label_smoothing,
+        )
+
+    def fill_bank(self, logits: Tensor) -> None:
+        """Push raw logits (K, C), oldest first: the random start, or the `queue_logit` of a released checkpoint."""
+        if self.bank is None:
+            raise ValueError(f"negatives={self.negatives!r} keeps no bank")
+        self.bank.push(self.scores(logits))
+
+    def forward(
+        self, logits: Tensor, y: Tensor, *, reference: Tensor | None = None, return_terms: bool = False
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        logits = check_logits(logits)
+        self._check(logits, y, reference)
+        terms = {
+            "ce": F.cross_entropy(logits, y, label_smoothing=self.label_smoothing),
+            "contrastive": self._contrast(logits, y, reference).mean(),
+        }
+        loss = self.ce_weight * terms["ce"] + self.weight * terms["contrastive"]
+        return (loss, terms) if return_terms else loss
+
+    def _contrast(self, logits: Tensor, y: Tensor, reference: Tensor | None) -> Tensor:
+        if self.form == "released" and y.dim() == 2:
+            return self._soft_released(logits, y, reference)
+        scores = self.scores(logits)
+        columns = scores if reference is None else torch.cat([scores, self.scores(reference)])
+        targets = y
+        if self.form == "paper" and self.label_smoothing:
+            probabilities = F.one_hot(y, self.num_classes).to(logits.dtype) if y.dim() == 1 else y
+            targets = smooth(probabilities, self.label_smoothing)
+        loss = contrastive_loss(
+            scores,
+            targets,
+            live=columns if "batch" in self.negatives else None,
+            bank=(self.bank.log_sum(), self.bank.count()) if self.bank is not None else None,
+        )
+        if self.bank is not None and self.training:
+            self.bank.push(columns)  # after the loss: a positive is not its own banked negative
+        return loss
+
+    def _soft_released(self, logits: Tensor, y: Tensor, reference: Tensor | None) -> Tensor:
+        """The released score with a label vector for each example: every image under every example's vector."""
+        images = logits if reference is None else torch.cat([logits, reference.to(logits.dtype)])
+        values = F.normalize(images, dim=1) if self.normalize == "l2" else images
+        scores = label_vector_scores(values, smooth(y, self.label_smoothing)) / self.temperature
+        return scores.logsumexp(0) - scores.diagonal()
+
+    def _check(self, logits: Tensor, y: Tensor, reference: Tensor | None) -> None:
+        n, c = logits.shape
+        if n == 0 or c != self.num_classes:
+            raise ValueError(f"logits must be (N, {self.num_classes}) with N >= 1, got {(n, c)}")
+        hard = y.dtype == torch.int64 and y.shape == (n,)
+        if not hard and not (y.is_floating_point() and y.shape == (n, c)):
+            raise ValueError(f"y must be int64 ({n},) or probabilities ({n}, {c}), got {y.dtype} {tuple(y.shape)}")
+        # On an accelerator reading a label would wait for the device; torch's own assert catches it there.
+        if hard and y.device.type == "cpu" and not torch.compiler.is_compiling() and not (0 <= y.min() <= y.max() < c):
+            raise ValueError(f"labels must lie in [0, {c - 1}], got [{int(y.min())}, {int(y.max())}]")
+        if not hard and self.form == "released" and self.bank is not None:
+            raise ValueError(
+                "probability targets need form='paper' or negatives='batch': with form='released' the bank keeps "
+                "per-class sums, which exist for (smoothed) one-hot labels only"
+            )
+        if reference is not None and (self.negatives == "bank" or reference.dim() != 2 or reference.shape[1] != c):
+            raise ValueError(
+                f"reference must be logits (R, {c}) and needs live negatives ('batch' or 'bank+batch'), got "
+                f"{tuple(reference.shape)} with negatives={self.negatives!r}"
+            )
+        if self.bank is not None and self.bank.rows.device != logits.device:
+            raise ValueError(
+                f"the bank is on {self.bank.rows.device} and the logits on {logits.device}: "
+                f"call loss_fn.to({str(logits.device)!r})"
+            )
+
+    def get_extra_state(self) -> dict[str, str | float]:
+        """What the banked log-sums depend on: resuming with anything else would silently mix two scores."""
+        return {
+            "form": self.form,
+            "normalize": self.normalize,
+            "temperature": self.temperature,
+            "label_smoothing": self.label_smoothing,
+        }
+
+    def set_extra_state(self, state: dict[str, str | float]) -> None:
+        own = self.get_extra_state()
+        differ = [f"{key}: saved {state[key]}, now {own[key]}" for key in own if state.get(key, own[key]) != own[key]]
+        if differ and self.bank is not None:
+            raise ValueError(f"the saved bank was made with other options ({'; '.join(differ)})")
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.num_classes}, weight={self.weight}, ce_weight={self.ce_weight}, temperature={self.temperature}, "
+            f"form={self.form!r}, negatives={self.negatives!r}, normalize={self.normalize!r}, "
+            f"label_smoothing={self.label_smoothing}"
+        )
+
+
+def _check_options(weight: float, ce_weight: float, temperature: float, label_smoothing: float) -> None:
+    for name, value in (("weight", weight), ("ce_weight", ce_weight)):
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"{name} must be a number >= 0, got {value}")
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"temperature must be a number > 0, got {temperature}")
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing}")

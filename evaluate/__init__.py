@@ -1,0 +1,64 @@
+"""Evaluation of anything that maps images in [0, 1] to logits: accuracy, OOD detection, calibration, robustness.
+
+A *model* is any callable from a batch of images, float (N, C, H, W) in [0, 1], to logits (N, K). A *set* is any iterable
+of (images, labels) batches that can be iterated more than once; it may carry `.name`, `.notes` and `.digest()`, which
+then stand in the results.
+
+Each `evaluate_*` function returns a frozen result with `.rows` and `.as_dict()`, those with something to draw also
+`.plot()`. The plain metrics stand alone: `ood.auroc(id_scores, ood_scores)`, `calibration.ece(probabilities, labels)`.
+Everything is imported when first used, so that the package is light.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import accuracy, calibration, ood, predictions, robustness, scores, suite
+    from .accuracy import evaluate_accuracy
+    from .calibration import evaluate_calibration
+    from .ood import evaluate_ood
+    from .predictions import predict
+    from .robustness import evaluate_robustness
+    from .suite import evaluate
+
+_HOME = {
+    "evaluate": "suite",
+    "evaluate_accuracy": "accuracy",
+    "evaluate_calibration": "calibration",
+    "evaluate_ood": "ood",
+    "evaluate_robustness": "robustness",
+    "predict": "predictions",
+}
+_MODULES = ("accuracy", "calibration", "ood", "predictions", "robustness", "scores", "suite")
+
+__all__ = [
+    "accuracy",
+    "calibration",
+    "evaluate",
+    "evaluate_accuracy",
+    "evaluate_calibration",
+    "evaluate_ood",
+    "evaluate_robustness",
+    "ood",
+    "predict",
+    "predictions",
+    "robustness",
+    "scores",
+    "suite",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f".{name}", __name__)
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
