@@ -1,8 +1,8 @@
 """Evaluation of anything that maps images in [0, 1] to logits: accuracy, OOD detection, calibration, robustness.
 
-A *model* is any callable from a batch of images, float (N, C, H, W) in [0, 1], to logits (N, K). A *set* is any iterable
-of (images, labels) batches that can be iterated more than once; it may carry `.name`, `.notes` and `.digest()`, which
-then stand in the results.
+A *model* is any callable from a batch of images, float (N, C, H, W) in [0, 1], to logits (N, K). A *set* is any
+iterable of (images, labels) batches that can be iterated more than once; it may carry `.name`, `.notes` and
+`.digest()`, which then stand in the results.
 
 Each `evaluate_*` function returns a frozen result with `.rows` and `.as_dict()`, those with something to draw also
 `.plot()`. The plain metrics stand alone: `ood.auroc(id_scores, ood_scores)`, `calibration.ece(probabilities, labels)`.

@@ -24,7 +24,7 @@ from torch import Tensor
 from ebmhybrid.errors import EbmhybridError
 
 from .predictions import ImageSet, Model, Predictions, Progress, predict, set_name
-from .scores import MODEL_SCORES, SCORES, check_scores, model_score
+from .scores import SCORES, check_scores, model_score
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,13 +35,9 @@ MACRO_MEAN = "macro mean"
 
 def _side(scores: Scores, side: str) -> np.ndarray:
     """Scores of one side as float64 (N,), or a ValueError that names the side."""
-    if isinstance(scores, Tensor):
-        scores = scores.detach().cpu()
-        # numpy has no bfloat16; its dtype is refused below like float16
-        scores = scores.half().numpy() if scores.dtype == torch.bfloat16 else scores.numpy()
-    values = np.asarray(scores)
-    if values.dtype == np.float16:
-        raise ValueError(f"{side} are in half precision, whose ties change the ranking; compute them in float32 or more")
+    if str(scores.dtype).removeprefix("torch.") in ("float16", "bfloat16"):
+        raise ValueError(f"{side} are in half precision, whose ties change the ranking; compute them in float32")
+    values = np.asarray(scores.detach().cpu() if isinstance(scores, Tensor) else scores)
     if values.ndim != 1 or values.size == 0:
         raise ValueError(f"{side} must be a non-empty vector, got shape {values.shape}")
     values = values.astype(np.float64)
@@ -50,7 +46,7 @@ def _side(scores: Scores, side: str) -> np.ndarray:
     return values
 
 
-def _ranked(id_scores: Scores, ood_scores: Scores) -> tuple[np.ndarray, np.ndarray]:
+def ranked(id_scores: Scores, ood_scores: Scores) -> tuple[np.ndarray, np.ndarray]:
     """(is_id, rank) over both sides; equal scores share a rank, +-inf are the last ones."""
     inside, outside = _side(id_scores, "id_scores"), _side(ood_scores, "ood_scores")
     _, ranks = np.unique(np.concatenate([inside, outside]), return_inverse=True)
@@ -72,7 +68,7 @@ def auroc(id_scores: Scores, ood_scores: Scores) -> float:
     """
     from sklearn.metrics import roc_auc_score
 
-    return float(roc_auc_score(*_ranked(id_scores, ood_scores)))
+    return float(roc_auc_score(*ranked(id_scores, ood_scores)))
 
 
 def aupr_in(id_scores: Scores, ood_scores: Scores) -> float:
@@ -85,7 +81,7 @@ def aupr_in(id_scores: Scores, ood_scores: Scores) -> float:
     """
     from sklearn.metrics import average_precision_score
 
-    return float(average_precision_score(*_ranked(id_scores, ood_scores)))
+    return float(average_precision_score(*ranked(id_scores, ood_scores)))
 
 
 def aupr_out(id_scores: Scores, ood_scores: Scores) -> float:
@@ -96,7 +92,7 @@ def aupr_out(id_scores: Scores, ood_scores: Scores) -> float:
     """
     from sklearn.metrics import average_precision_score
 
-    is_id, ranks = _ranked(id_scores, ood_scores)
+    is_id, ranks = ranked(id_scores, ood_scores)
     return float(average_precision_score(~is_id, -ranks))
 
 
@@ -113,7 +109,7 @@ def fpr95_id_positive(id_scores: Scores, ood_scores: Scores) -> float:
     >>> fpr95_id_positive(np.array([2.0, 3.0]), np.array([1.0, 2.5]))
     0.5
     """
-    return _fpr_at_95(*_ranked(id_scores, ood_scores))
+    return _fpr_at_95(*ranked(id_scores, ood_scores))
 
 
 def fpr95_ood_positive(id_scores: Scores, ood_scores: Scores) -> float:
@@ -122,7 +118,7 @@ def fpr95_ood_positive(id_scores: Scores, ood_scores: Scores) -> float:
     >>> fpr95_ood_positive(np.array([2.0, 3.0]), np.array([1.0, 2.5]))
     0.5
     """
-    is_id, ranks = _ranked(id_scores, ood_scores)
+    is_id, ranks = ranked(id_scores, ood_scores)
     return _fpr_at_95(~is_id, -ranks)
 
 
@@ -137,36 +133,105 @@ METRICS: dict[str, Callable[[Scores, Scores], float]] = {
 
 @dataclass(frozen=True)
 class OODResult:
-    """A row for each OOD set and score, then for several sets a macro mean a score; with the raw scores.
+    """One row for each OOD set and score; with several sets, one more a score with the macro mean.
 
     Attributes:
         rows: ood_set, score, id_set, n_id, n_ood and the five metrics. Sets are averaged, never pooled.
-        scores: scores[set][score] -> float64 (N,); the ID set stands under `id_set`.
-        id_set: the name of the ID set.
+        id_set: name of the ID set.
+        id_scores: score -> float64 (N,).
+        ood_scores: set -> score -> float64 (M,).
     """
 
     rows: tuple[dict[str, Any], ...]
-    scores: dict[str, dict[str, np.ndarray]] = field(repr=False)
-    ood_scores: dict[str, dict[str, np.ndarray]] = field(repr=False)
+    id_set: str
+    id_scores: Mapping[str, np.ndarray] = field(repr=False)
+    ood_scores: Mapping[str, Mapping[str, np.ndarray]] = field(repr=False)
 
     def as_dict(self) -> dict[str, Any]:
         """The rows, ready for JSON; the raw scores are not in it."""
-        return {"rows": [dict(row) for row in self.rows]}
+        return {"id_set": self.id_set, "rows": [dict(row) for row in self.rows]}
 
-    def mean(self, metric: str = "auroc") -> dict[str, float]:
-        """score -> the metric's unweighted mean over the OOD sets."""
-        return {
-            score: float(np.mean([row[metric] for row in self.rows if row["score"] == score and not is_mean(row)]))
-            for score in dict.fromkeys(row["score"] for row in self.rows)
-        }
+    def mean(self, score: str, metric: str = "auroc") -> float:
+        """Unweighted mean of a metric over the OOD sets."""
+        return float(np.mean([row[metric] for row in self.rows if row["score"] == score and "n_sets" not in row]))
 
     def plot(self) -> Figure:
-        """A row of panels for each OOD set: a histogram of each score, and the ROC curves."""
+        """A line of panels for each OOD set: a histogram of each score, then the ROC curves."""
         from .plots import ood_overview
 
         return ood_overview(self)
 
 
-def is_mean(row: Mapping[str, Any]) -> bool:
-    """Whether an OOD row is the mean over the sets."""
-    return "n_sets" in row
+def compare(
+    id_set: str, id_scores: Mapping[str, np.ndarray], ood_scores: Mapping[str, Mapping[str, np.ndarray]]
+) -> OODResult:
+    """Every metric for every OOD set and score, from scores already at hand: score -> (N,) and set -> score -> (M,)."""
+    rows: list[dict[str, Any]] = []
+    for score, inside in id_scores.items():
+        of_score: list[dict[str, Any]] = []
+        for name, scores in ood_scores.items():
+            row = {"ood_set": name, "score": score, "id_set": id_set, "n_id": len(inside), "n_ood": len(scores[score])}
+            of_score.append(row | {metric: compute(inside, scores[score]) for metric, compute in METRICS.items()})
+        rows += of_score
+        if len(of_score) > 1:
+            total = {"n_id": len(inside), "n_ood": sum(row["n_ood"] for row in of_score), "n_sets": len(of_score)}
+            means = {metric: float(np.mean([row[metric] for row in of_score])) for metric in METRICS}
+            rows.append({"ood_set": MACRO_MEAN, "score": score, "id_set": id_set} | total | means)
+    return OODResult(tuple(rows), id_set, dict(id_scores), {name: dict(scores) for name, scores in ood_scores.items()})
+
+
+def scores_of(
+    predictions: Predictions,
+    scores: Iterable[str],
+    model: Model | None = None,
+    data: ImageSet | None = None,
+    device: torch.device | str | None = None,
+    progress: Progress | None = None,
+) -> dict[str, np.ndarray]:
+    """score -> float64 (N,): from the logits where they suffice, else by a pass of the model over the set's images."""
+    found: dict[str, np.ndarray] = {}
+    for score in check_scores(scores):
+        if score in SCORES:
+            found[score] = SCORES[score](predictions.logits)
+        elif model is None or data is None:
+            raise EbmhybridError(f"score {score!r} needs the model and the images, not only their logits")
+        else:
+            kwargs: dict[str, Any] = {"name": predictions.name, "limit": len(predictions)}
+            found[score] = model_score(model, data, score, device, progress, **kwargs)
+    return found
+
+
+def evaluate_ood(
+    model: Model,
+    id_set: ImageSet,
+    ood_sets: Mapping[str, ImageSet],
+    scores: Iterable[str] = ("energy", "msp"),
+    device: torch.device | str | None = None,
+    progress: Progress | None = None,
+) -> OODResult:
+    """How well scores of a model separate its own test set from other sets.
+
+    Arguments:
+        model: images in [0, 1] -> logits.
+        id_set: test set of the distribution trained on; its labels are not used.
+        ood_sets: name -> set. No detector may have been tuned on them.
+        scores: names of `scores.SCORES` and `scores.MODEL_SCORES`.
+        device, progress: see :func:`ebmhybrid.evaluate.predict`.
+
+    Raises:
+        ValueError: an unknown score, no OOD set, or a set that :func:`ebmhybrid.evaluate.predict` refuses.
+
+    >>> bright, dark = [(torch.ones(3, 1, 1, 2), torch.zeros(3))], [(torch.zeros(2, 1, 1, 2), torch.zeros(2))]
+    >>> bright, dark = ([(images, labels.long()) for images, labels in data] for data in (bright, dark))
+    >>> evaluate_ood(lambda images: images.flatten(1), bright, {"dark": dark}, ["energy"]).rows[0]["auroc"]
+    1.0
+    """
+    names = check_scores(scores)
+    if not ood_sets:
+        raise EbmhybridError("no OOD set was given: ood_sets maps a name to a set of images")
+    found = {}
+    for name, data in [(None, id_set), *ood_sets.items()]:
+        predictions = predict(model, data, device, progress, name=name or set_name(id_set, "test"))
+        found[name] = scores_of(predictions, names, model, data, device, progress)
+    inside = found.pop(None)
+    return compare(set_name(id_set, "test"), inside, {str(name): values for name, values in found.items()})

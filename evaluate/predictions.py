@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ebmhybrid.energies import at_least_float32
+from ebmhybrid.errors import EbmhybridError
 
 Model = Callable[[Tensor], Tensor]
 ImageSet = Iterable[tuple[Tensor, Tensor]]
@@ -61,12 +63,22 @@ def set_name(data: ImageSet, default: str = "set") -> str:
     return str(getattr(data, "name", None) or default)
 
 
+def taken(data: ImageSet, limit: int | None) -> ImageSet:
+    """The set's own subset of `limit` images where it has `.take(limit)`, as ours do with all classes in their shares.
+
+    A set without it is cut to its first `limit` images by :func:`batches`.
+    """
+    if limit is not None and limit < 1:
+        raise EbmhybridError(f"limit must be at least 1, got {limit}")
+    take = getattr(data, "take", None)
+    return take(limit) if limit is not None and callable(take) else data
+
+
 def model_device(model: Model) -> torch.device | None:
     """The device of the first parameter or buffer, None for a callable that shows none."""
     if not isinstance(model, nn.Module):
         return None
-    tensor = next(model.parameters(), None)
-    tensor = next(model.buffers(), None) if tensor is None else tensor
+    tensor = next(chain(model.parameters(), model.buffers()), None)
     return None if tensor is None else tensor.device
 
 
@@ -114,7 +126,8 @@ def check_logits(logits: Any, images: Tensor, name: str, start: int) -> Tensor:
     if len(bad):
         row, column = bad[0].tolist()
         raise ValueError(
-            f"set {name!r}: logits must be finite, got {logits[row, column].item()} at image {start + row}, class {column}"
+            f"set {name!r}: logits must be finite, got {logits[row, column].item()}"
+            f" at image {start + row}, class {column}"
         )
     return at_least_float32(logits)
 
@@ -133,15 +146,14 @@ def batches(
     data: ImageSet, name: str, limit: int | None = None, device: torch.device | str | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Checked (images, labels) batches of the first `limit` images; images on the device, labels on the CPU."""
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit must be at least 1, got {limit}")
     seen = 0
-    for images, labels in data:
+    for images, labels in taken(data, limit):
         check_images(images, name)
         labels = torch.as_tensor(labels).cpu()
         if labels.shape != images.shape[:1] or labels.is_floating_point():
             raise ValueError(
-                f"set {name!r}: labels must be integers of shape ({len(images)},), got {labels.dtype} {tuple(labels.shape)}"
+                f"set {name!r}: labels must be integers of shape ({len(images)},),"
+                f" got {labels.dtype} {tuple(labels.shape)}"
             )
         if limit is not None:
             images, labels = images[: limit - seen], labels[: limit - seen]
@@ -171,20 +183,20 @@ def predict(
         device: where the images go; None is the model's device.
         progress: progress(batches, text) -> batches, to show a bar.
         name: stands in results and messages instead of the set's own name.
-        limit: only the first `limit` images.
+        limit: at most so many images, chosen by the set's own `.take`, else the first ones.
         labelled: require labels in [0, C). OOD sets have labels of other classes.
 
     Returns:
         Predictions, logits in float64 in the order of the set.
 
     Raises:
-        ValueError: an empty set, images outside [0, 1], logits or labels that are not usable; the message names the set.
+        ValueError: an empty set, images outside [0, 1], unusable logits or labels; the message names the set.
 
     >>> data = [(torch.zeros(2, 1, 1, 2), torch.tensor([0, 1]))]
     >>> predict(lambda images: images.flatten(1), data).logits.shape
     (2, 2)
     """
-    name = name or set_name(data)
+    name, data = name or set_name(data), taken(data, limit)
     device = model_device(model) if device is None else device
     logits: list[Tensor] = []
     labels: list[Tensor] = []

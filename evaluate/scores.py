@@ -91,7 +91,7 @@ def grad_norm(model: Model, images: Tensor) -> np.ndarray:
     >>> grad_norm(lambda images: images.flatten(1), torch.zeros(1, 1, 1, 1))
     array([-1.])
     """
-    with torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
         inputs = images.detach().clone().requires_grad_(True)
         logits = model(inputs)
         if not (isinstance(logits, Tensor) and logits.requires_grad):

@@ -8,6 +8,7 @@ Whatever was done to the images on the way (resized, a subset, another file than
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -97,7 +98,7 @@ class ImageSet:
     def select(self, indices: Tensor | Sequence[int], name: str | None = None) -> ImageSet:
         """The images at `indices`, in that order; all classes stay, even those left without images."""
         index = torch.as_tensor(indices, device=self.images.device).long()
-        if index.numel() and not (0 <= int(index.min()) and int(index.max()) < len(self)):
+        if index.numel() and not (int(index.min()) >= 0 and int(index.max()) < len(self)):
             self._fail(f"indices must lie in 0..{len(self) - 1}, got {int(index.min())}..{int(index.max())}")
         return replace(self, name=name or self.name, images=self.images[index], labels=self.labels[index])
 
@@ -157,8 +158,8 @@ class ImageSet:
     def digest(self) -> str:
         """sha256 of the shape, the images and the labels, in hexadecimal: the same on every machine and device."""
         sha = hashlib.sha256(repr(tuple(self.images.shape)).encode())
-        sha.update(self.images.cpu().contiguous().numpy())
-        sha.update(self.labels.cpu().contiguous().numpy().astype("<i8"))
+        sha.update(self.images.cpu().contiguous().numpy().data)
+        sha.update(self.labels.cpu().contiguous().numpy().astype("<i8").data)
         return sha.hexdigest()
 
 
@@ -183,9 +184,9 @@ def parse_classes(spec: str, num_classes: int, name: str) -> list[int]:
     """
     kept: set[int] = set()
     for part in spec.split(","):
-        first, _, last = part.partition("-")
-        if not (first.isdecimal() and (last or first).isdecimal()):
+        if not re.fullmatch(r"[0-9]+(-[0-9]+)?", part):
             raise DataError(f"{name}: classes must look like 0-6 or 7,9, got {spec!r}")
+        first, _, last = part.partition("-")
         low, high = int(first), int(last or first)
         if not low <= high < num_classes:
             raise DataError(f"{name}: classes must be rising and lie in 0..{num_classes - 1}, got {part!r} in {spec!r}")

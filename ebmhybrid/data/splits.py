@@ -81,7 +81,8 @@ def _sizes(count: int, fractions: Sequence[float], owed: list[float]) -> list[in
     """
     exact = [f * count for f in fractions]
     sizes = [max(1, math.floor(e + 1e-9)) for e in exact]
-    by_need = sorted(range(len(sizes)), key=lambda p: exact[p] - sizes[p] + owed[p], reverse=True)
+    short = [p for p in range(len(sizes)) if exact[p] - sizes[p] > 1e-9]  # the others have their share already
+    by_need = sorted(short, key=lambda p: exact[p] - sizes[p] + owed[p], reverse=True)
     for p in by_need[: max(0, count - sum(sizes))]:
         sizes[p] += 1
     while sum(sizes) > count:  # a small class, where several parts were rounded up to one image

@@ -35,10 +35,10 @@ class HDGELoss(nn.Module):
         released, bank*    yes          yes              no: the bank keeps per-class sums
         =================  ===========  ===============  ====================================
 
-    Half-precision logits are computed in float32 (no operation here is one that autocast lowers). It never waits for the device, and traces under
-    `torch.compile(fullgraph=True)`. In training mode each call pushes the batch into the bank after the loss; in
-    `eval()` mode the bank stays as it is. The bank is part of the state dict. A bank alone starts with K random
-    directions, as released; with `bank+batch` it starts empty.
+    Half-precision logits are computed in float32 (no operation here is one that autocast lowers). It never waits
+    for the device, and traces under `torch.compile(fullgraph=True)`. In training mode each call pushes the batch
+    into the bank after the loss; in `eval()` mode the bank stays as it is. The bank is part of the state dict. A
+    bank alone starts with K random directions, as released; with `bank+batch` it starts empty.
 
     Arguments:
         num_classes: C.
@@ -88,7 +88,7 @@ class HDGELoss(nn.Module):
         self.temperature, self.label_smoothing = temperature, label_smoothing
         self.form, self.negatives, self.normalize = form, negatives, normalize
         self.bank = Bank(num_classes, bank_size) if "bank" in negatives else None
-        if negatives == "bank":
+        if self.bank is not None and negatives == "bank":
             step = self.bank.block * 1024  # in parts: K x C vectors would not fit for large K and C
             for start in range(0, self.bank.capacity, step):
                 self.fill_bank(torch.randn(min(step, self.bank.capacity - start), num_classes))

@@ -1,0 +1,274 @@
+"""The command line: it parses, calls and prints. Nothing heavy is imported before a command runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from ebmhybrid._version import __version__
+from ebmhybrid.errors import EbmhybridError, RecipeError
+
+T = TypeVar("T")
+
+
+class Examples(click.Command):
+    """A command whose help keeps the line breaks of its examples."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if self.epilog:
+            formatter.write_paragraph()
+            with formatter.section("Examples"):
+                for line in self.epilog.strip().splitlines():
+                    formatter.write(f"  {line.strip()}\n")
+
+
+class Number(click.ParamType):
+    """A positive number or a fraction such as 8/255."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            above, slash, below = str(value).partition("/")
+            number = float(above) / (float(below) if slash else 1.0)
+        except (ValueError, ZeroDivisionError):
+            number = -1.0
+        if not 0 < number < float("inf"):
+            self.fail(f"{value!r} is not a positive number or fraction such as 8/255", param, ctx)
+        return number
+
+
+def guarded(work: Callable[[], T]) -> T:
+    """Run a command's work; a user's mistake or a failed write becomes one line and an exit status, no traceback."""
+    try:
+        return work()
+    except RecipeError as error:
+        raise click.UsageError(str(error)) from error
+    except (EbmhybridError, OSError) as error:
+        text = " ".join(str(error).split())
+        raise click.ClickException(text) from error
+
+
+def bar(batches: Iterable[Any], text: str) -> Iterable[Any]:
+    """A progress bar on a terminal, nothing elsewhere."""
+    from tqdm import tqdm
+
+    return tqdm(batches, desc=text, file=sys.stderr, leave=False, disable=not sys.stderr.isatty())
+
+
+data_options = [
+    click.option("--data-dir", default="data", show_default=True, envvar="EBMHYBRID_DATA", help="Where data sets lie."),
+    click.option("--no-download", is_flag=True, help="Fail rather than fetch a missing data set."),
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
+]
+
+
+def with_data_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(data_options):
+        command = option(command)
+    return command
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(__version__, prog_name="ebmhybrid")
+def main() -> None:
+    """Hybrid energy-based classifiers: train them, and test their calibration, OOD detection and robustness.
+
+    Start with `ebmhybrid train`, then `ebmhybrid eval`.
+    """
+
+
+@main.command(
+    cls=Examples,
+    epilog="""
+    ebmhybrid train
+    ebmhybrid train --recipe fashion_mnist_hdge training.epochs=5 seed=1
+    ebmhybrid train --recipe my.yaml --out runs/mine --data-dir /data
+    ebmhybrid train --recipe cifar10_wrn28 --print-config
+    ebmhybrid train --resume runs/mine training.epochs=20
+    """,
+)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--recipe", metavar="NAME|FILE.yaml", help="A packaged recipe or a file.  [default: digits_hdge]")
+@click.option("--set", "more", multiple=True, metavar="KEY=VALUE", help="The same as KEY=VALUE without the option.")
+@click.option("--out", type=click.Path(), metavar="DIR", help="Run directory.  [default: runs/RECIPE/DATE-TIME]")
+@click.option("--resume", type=click.Path(), metavar="DIR", help="Go on with this run from its last saved step.")
+@click.option("--print-config", is_flag=True, help="Print the recipe with every default, and stop.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+@with_data_options
+def train(
+    overrides: tuple[str, ...],
+    recipe: str | None,
+    more: tuple[str, ...],
+    out: str | None,
+    resume: str | None,
+    print_config: bool,
+    quiet: bool,
+    data_dir: str,
+    no_download: bool,
+    device: str,
+) -> None:
+    """Train what a recipe describes.
+
+    KEY=VALUE are dotted changes to the recipe, such as optimizer.lr=0.05.
+    """
+    if resume and (recipe or out):
+        raise click.UsageError("--resume takes the run's own recipe and directory: leave out --recipe and --out")
+    changes = [*overrides, *more]
+
+    def work() -> None:
+        from ebmhybrid.recipe import load_recipe
+
+        loaded = load_recipe(Path(resume) / "config.yaml" if resume else recipe or "digits_hdge", changes)
+        if print_config:
+            click.echo(loaded.to_yaml(), nl=False)
+            return
+        from ebmhybrid.training import train as run_training
+
+        run = run_training(
+            None if resume else loaded,
+            out,
+            resume=resume,
+            overrides=changes,
+            data_dir=data_dir,
+            download=not no_download,
+            device=device,
+            progress=not quiet,
+        )
+        if run.signal:
+            click.echo(f"stopped; go on with: ebmhybrid train --resume {run.folder}", err=True)
+            sys.exit(128 + run.signal)
+        accuracy = f"validation accuracy {100 * run.metrics['accuracy']:.2f} %, " if run.metrics else ""
+        click.echo(f"{accuracy}run: {run.folder}")
+
+    guarded(work)
+
+
+@main.command(
+    "eval",
+    cls=Examples,
+    epilog="""
+    ebmhybrid eval --ood svhn
+    ebmhybrid eval runs/mine --ood digits:7-9 --ood noise --score energy --score msp
+    ebmhybrid eval --attack fgsm --attack pgd --eps 8/255 --limit 500
+    ebmhybrid eval runs/mine --json > results.json
+    """,
+)
+@click.argument("run", required=False, type=click.Path())
+@click.option("--ood", multiple=True, metavar="NAME", help="An OOD data set, repeatable.  [default: the recipe's]")
+@click.option("--score", "scores", multiple=True, metavar="NAME", help="An OOD score, repeatable: energy, msp, ...")
+@click.option("--calibration/--no-calibration", default=True, show_default=True)
+@click.option("--attack", "attacks", multiple=True, metavar="NAME", help="An attack, repeatable: fgsm, pgd.")
+@click.option("--eps", type=Number(), help="Attack radius in pixel scale [0, 1], such as 8/255.")
+@click.option("--norm", type=click.Choice(["linf", "l2"]), help="The attack's norm.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N images of each set.")
+@click.option("--out", type=click.Path(), metavar="DIR", help="Report directory.  [default: RUN/eval/DATE-TIME]")
+@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON instead of a table.")
+@with_data_options
+def evaluate(
+    run: str | None,
+    ood: tuple[str, ...],
+    scores: tuple[str, ...],
+    calibration: bool,
+    attacks: tuple[str, ...],
+    eps: float | None,
+    norm: str | None,
+    limit: int | None,
+    out: str | None,
+    as_json: bool,
+    data_dir: str,
+    no_download: bool,
+    device: str,
+) -> None:
+    """Evaluate a run: accuracy, calibration, OOD detection and robustness, as a table and a report.
+
+    RUN is a run directory or a weight file; left out, the newest run under runs/.
+    """
+
+    def work() -> None:
+        from ebmhybrid.runs import evaluate_run, evaluation_folder, newest_run
+
+        chosen = Path(run) if run else newest_run()
+        try:
+            result = evaluate_run(
+                chosen,
+                ood=ood or None,
+                scores=scores or None,
+                calibration=calibration,
+                attacks=attacks or None,
+                norm=norm,
+                eps=eps,
+                limit=limit,
+                data_dir=data_dir,
+                download=not no_download,
+                device=device,
+                progress=bar,
+            )
+        except EbmhybridError:
+            raise
+        except ValueError as error:  # what the evaluation refuses: an unknown score, an eps out of range, NaN images
+            raise click.UsageError(" ".join(str(error).split())) from error
+        folder = result.save(out or evaluation_folder(chosen))
+        if as_json:
+            click.echo(json.dumps(result.as_dict(), indent=2))
+        else:
+            click.echo(result.table())
+            click.echo(f"\nreport: {folder / 'report.html'}")
+
+    guarded(work)
+
+
+@main.group(invoke_without_command=True)
+@click.pass_context
+def recipes(ctx: click.Context) -> None:
+    """The recipes that come with ebmhybrid."""
+    if ctx.invoked_subcommand is None:
+        ctx.invoke(list_recipes)
+
+
+@recipes.command("list")
+def list_recipes() -> None:
+    """Their names, each with its first line."""
+    from ebmhybrid.recipe import recipe_names, recipe_text
+
+    for name in recipe_names():
+        click.echo(f"{name:<24} {recipe_text(name).splitlines()[0].lstrip('# ')}")
+
+
+@recipes.command("show")
+@click.argument("name")
+def show_recipe(name: str) -> None:
+    """Print the recipe NAME with its heading: command, hardware, expected result."""
+    from ebmhybrid.recipe import recipe_text
+
+    click.echo(guarded(lambda: recipe_text(name)), nl=False)
+
+
+@recipes.command("copy")
+@click.argument("name")
+@click.argument("file", type=click.Path())
+def copy_recipe(name: str, file: str) -> None:
+    """Write the recipe NAME to FILE, to be changed and trained with --recipe FILE."""
+    from ebmhybrid.recipe import recipe_text
+
+    text, path = guarded(lambda: recipe_text(name)), Path(file)
+    if path.suffix not in (".yaml", ".yml"):
+        raise click.UsageError(f"{file}: a recipe file must end in .yaml or .yml")
+    if path.exists():
+        raise click.ClickException(f"{file}: exists; take another name")
+    guarded(lambda: path.write_text(text, encoding="utf-8"))
+    click.echo(f"wrote {file}")
+
+
+@main.command()
+def doctor() -> None:
+    """What this installation has: versions, devices, precision, extras."""
+    from ebmhybrid.runs import doctor as lines
+
+    for name, value in lines():
+        click.echo(f"{name:<18} {value}")

@@ -1,0 +1,22 @@
+"""Images to train and test on: sets by name, splits, augmentation, and reference images."""
+
+from ebmhybrid.data.augment import augment, batches, count_batches, mixup
+from ebmhybrid.data.reference import FAMILIES, reference_images
+from ebmhybrid.data.sets import ImageSet
+from ebmhybrid.data.sources import data_names, load_set, load_splits
+from ebmhybrid.data.splits import Splits, stratified_split
+
+__all__ = [
+    "FAMILIES",
+    "ImageSet",
+    "Splits",
+    "augment",
+    "batches",
+    "count_batches",
+    "data_names",
+    "load_set",
+    "load_splits",
+    "mixup",
+    "reference_images",
+    "stratified_split",
+]

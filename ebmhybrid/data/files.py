@@ -1,0 +1,101 @@
+"""A user's own files: npz:PATH and folder:PATH."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ebmhybrid.data.formats import Array, decode_images, describe
+from ebmhybrid.data.sets import ImageSet
+from ebmhybrid.errors import DataError
+
+LARGEST_LABEL = 100_000
+PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
+
+
+def load_npz(path: str) -> ImageSet:
+    """A file of arrays x, uint8 (N, H, W) or (N, H, W, C), and y, integers (N,); classes are 0..max(y).
+
+    Raises:
+        DataError: a file that is absent, damaged or holds objects, a missing array, or one of another form.
+    """
+    name, file = f"npz:{path}", Path(path).expanduser()
+    if not file.is_file():
+        raise DataError(f"{name}: there is no file {file}")
+    try:
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as content:
+            absent = sorted({"x", "y"} - set(content.files))
+            if absent:
+                raise DataError(f"{name}: arrays x and y are needed, {absent[0]} is not among {content.files}")
+            x, y = content["x"], content["y"]
+    except DataError:
+        raise
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        KeyError,
+        AttributeError,
+        TypeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        raise DataError(f"{name}: cannot be read as .npz, it may be truncated or hold objects: {error}") from error
+    return _from_arrays(name, x, y)
+
+
+def _from_arrays(name: str, x: Array, y: Array) -> ImageSet:
+    if x.dtype != np.uint8 or x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[3] not in (1, 3)):
+        raise DataError(
+            f"{name}: x must be uint8 of shape (N, H, W) or (N, H, W, C) with C = 1 or 3, got {describe(x)}"
+        )
+    if y.dtype.kind not in "iu" or y.shape != x.shape[:1]:
+        raise DataError(f"{name}: y must be integers of shape ({len(x)},), got {describe(y)}")
+    if x.size == 0:
+        raise DataError(f"{name}: holds no images, x is {describe(x)}")
+    low, high = int(y.min()), int(y.max())
+    if low < 0 or high > LARGEST_LABEL:
+        raise DataError(f"{name}: y must lie in 0..{LARGEST_LABEL}, got {low}..{high}")
+    images = x[:, None] if x.ndim == 3 else x.transpose(0, 3, 1, 2)
+    return ImageSet(
+        name,
+        torch.from_numpy(np.ascontiguousarray(images)),
+        torch.from_numpy(y.astype(np.int64)),
+        tuple(str(label) for label in range(high + 1)),
+    )
+
+
+def load_folder(path: str, size: int) -> ImageSet:
+    """A folder with one sub-folder of pictures a class, decoded to RGB and resized to size x size.
+
+    Classes are numbered in the order of their names; files that are no pictures by their ending are passed over.
+
+    Raises:
+        DataError: no such folder, no sub-folders, no pictures, or a picture that cannot be decoded.
+    """
+    name, root = f"folder:{path}", Path(path).expanduser()
+    if not root.is_dir():
+        raise DataError(f"{name}: there is no folder {root}")
+    classes = sorted(child.name for child in root.iterdir() if child.is_dir() and not child.name.startswith("."))
+    if not classes:
+        raise DataError(f"{name}: needs one sub-folder of pictures a class, {root} has no sub-folder")
+    found = [
+        (file, label)
+        for label, kind in enumerate(classes)
+        for file in sorted((root / kind).iterdir())
+        if file.suffix.lower() in PICTURES and not file.name.startswith(".")
+    ]
+    if not found:
+        raise DataError(f"{name}: no picture ({', '.join(sorted(PICTURES))}) in the sub-folders of {root}")
+    images = decode_images([file for file, _ in found], size)
+    return ImageSet(
+        name,
+        torch.from_numpy(np.ascontiguousarray(images)),
+        torch.tensor([label for _, label in found]),
+        tuple(classes),
+        (f"whole pictures decoded to RGB and resized to {size}x{size} (bilinear)",),
+    )

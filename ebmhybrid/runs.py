@@ -1,0 +1,155 @@
+"""From a run directory to its evaluation: find the run, rebuild its data, hand both to the evaluation suite."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import yaml
+
+from ebmhybrid.data import ImageSet, Splits, load_set
+from ebmhybrid.errors import CheckpointError, DataError
+from ebmhybrid.evaluate import suite
+from ebmhybrid.recipe import parse_recipe
+from ebmhybrid.training.checkpoint import find_weights, load_model
+from ebmhybrid.training.engine import pick_device
+from ebmhybrid.training.setup import load_data
+
+if TYPE_CHECKING:
+    from ebmhybrid.schema import Recipe
+
+
+def newest_run(root: str | Path = "runs") -> Path:
+    """The run under `root` whose weights were written last.
+
+    Raises:
+        CheckpointError: no run there.
+    """
+    weights = [*Path(root).glob("*/*/checkpoints/last.safetensors"), *Path(root).glob("*/checkpoints/last.safetensors")]
+    if not weights:
+        raise CheckpointError(f"{root}: no run there; make one with `ebmhybrid train`, or name a run directory")
+    return max(weights, key=lambda path: path.stat().st_mtime_ns).parent.parent
+
+
+def evaluate_run(
+    run: str | Path,
+    *,
+    ood: Sequence[str] | None = None,
+    scores: Sequence[str] | None = None,
+    calibration: bool = True,
+    attacks: Sequence[str] | None = None,
+    norm: str | None = None,
+    eps: float | None = None,
+    limit: int | None = None,
+    data_dir: str | Path = "data",
+    download: bool = True,
+    device: str = "auto",
+    progress: suite.Progress | None = None,
+) -> suite.SuiteResult:
+    """Evaluate a run on its own test split, calibrated on its validation split, against OOD sets by name.
+
+    Arguments:
+        run: a run directory or a .safetensors file.
+        ood, scores, attacks, norm, eps: None takes what the run's recipe says under `evaluation`.
+        limit: at most so many images of each set.
+
+    Raises:
+        EbmhybridError: a run, a set or a name that cannot be used.
+        ValueError: a score, an attack or an eps that cannot be used.
+    """
+    where = pick_device(device)
+    model = load_model(run, where)
+    weights = find_weights(run)
+    metadata: dict[str, Any] = model.metadata  # type: ignore[assignment]
+    recipe = parse_recipe(metadata["recipe"], str(weights))
+    defaults = recipe.evaluation
+    names = list(dict.fromkeys(defaults.ood if ood is None else ood))
+    splits = _splits(recipe, weights, data_dir, download)
+    channels, size, _ = metadata["image_shape"]
+
+    def prepared(images: ImageSet) -> ImageSet:
+        return replace(images, batch_size=defaults.batch_size)
+
+    ood_sets = {
+        name: prepared(load_set(name, data_dir=data_dir, download=download, shape=(channels, size, size)))
+        for name in names
+    }
+    return suite.evaluate(
+        model,
+        prepared(splits.test),
+        validation=prepared(splits.validation),
+        ood_sets=ood_sets,
+        scores=defaults.scores if scores is None else scores,
+        calibration=calibration,
+        attacks=defaults.attacks if attacks is None else attacks,
+        norm=norm or defaults.norm,
+        eps=defaults.eps if eps is None else eps,
+        generator=torch.Generator().manual_seed(recipe.seed),
+        limit=limit,
+        progress=progress,
+        context={
+            "model": f"{recipe.name} ({weights})",
+            "weights": {"path": str(weights), "sha256": hashlib.sha256(weights.read_bytes()).hexdigest()},
+            "config": yaml.safe_load(metadata["recipe"]),
+        },
+        device=where,
+    )
+
+
+def evaluation_folder(run: str | Path) -> Path:
+    """Where an evaluation of a run goes by default: <run>/eval/<date-time>, or beside a lone weight file."""
+    run = Path(run)
+    base = run if run.is_dir() else run.parent
+    return base / "eval" / f"{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def _splits(recipe: Recipe, weights: Path, data_dir: str | Path, download: bool) -> Splits:
+    """The run's splits; where the run recorded their hashes, another test set under the same name is an error."""
+    splits = load_data(recipe, str(data_dir), download)
+    record = weights.parent.parent / "env.json"
+    if record.is_file():
+        recorded = _recorded(record)
+        for part in ("validation", "test"):
+            if recorded.get(part, {}).get("sha256", "") not in ("", getattr(splits, part).digest()):
+                raise DataError(
+                    f"{recipe.data.train}: its {part} images are not those the run was made with (their sha256 "
+                    f"differs from {record})"
+                )
+    return splits
+
+
+def _recorded(record: Path) -> dict[str, Any]:
+    try:
+        return json.loads(record.read_text(encoding="utf-8"))["data"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{record}: cannot be read as a run's record ({type(error).__name__})") from error
+
+
+def doctor() -> Iterator[tuple[str, str]]:
+    """What this installation has, as (name, value) lines: versions, devices, precision, optional extras."""
+    import platform
+    from importlib import metadata
+    from importlib.util import find_spec
+
+    from ebmhybrid._version import __version__
+
+    yield "ebmhybrid", __version__
+    yield "python", f"{platform.python_version()} on {platform.platform()}"
+    for name in ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "torchattacks", "netcal"):
+        yield name, metadata.version(name)
+    yield "threads", str(torch.get_num_threads())
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            yield f"cuda:{index}", torch.cuda.get_device_name(index)
+    else:
+        yield "cuda", "not available: runs use the CPU"
+    fast = torch.backends.cpu.get_cpu_capability()
+    yield "cpu", f"{fast}; bf16 instructions: {'yes' if torch.cpu._is_avx512_bf16_supported() else 'no'}"
+    for extra, module in (("autoattack", "pyautoattack"), ("timm", "timm")):
+        yield f"extra {extra}", "installed" if find_spec(module) else f"missing: pip install 'ebmhybrid[{extra}]'"

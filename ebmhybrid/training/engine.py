@@ -1,0 +1,231 @@
+"""One visible training loop: everything it does is in this file, in the order in which it happens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ebmhybrid.data import ImageSet, augment, batches, mixup, reference_images
+from ebmhybrid.errors import EbmhybridError, TrainingError
+from ebmhybrid.recipe import Recipe, load_recipe
+from ebmhybrid.training import checkpoint
+from ebmhybrid.training.interrupt import Interrupt
+from ebmhybrid.training.log import RunLog
+from ebmhybrid.training.meter import Meter, validate
+from ebmhybrid.training.records import open_folder, restore, save, write_records
+from ebmhybrid.training.setup import PRECISIONS, Parts, build_parts, epoch_generator, load_data
+
+Forward = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What `train` returns: where the run lies, its best validation figures, and the signal that ended it, if any."""
+
+    folder: Path
+    metrics: dict[str, float]
+    signal: int | None = None
+
+
+def train(
+    recipe: Recipe | None = None,
+    out: str | Path | None = None,
+    *,
+    resume: str | Path | None = None,
+    overrides: list[str] | None = None,
+    data_dir: str | Path = "data",
+    download: bool = True,
+    device: str = "auto",
+    progress: bool | None = None,
+) -> Run:
+    """Train what a recipe describes and keep the run in a directory.
+
+    Arguments:
+        recipe: from `load_recipe`. Left out when resuming: the run has its own.
+        out: a directory that does not exist or is empty; by default runs/<recipe>/<date-time>.
+        resume: a run directory to go on with, from its last saved step, bit by bit on the same machine.
+        overrides: KEY=VALUE changes to the resumed run's recipe, such as more epochs.
+        data_dir, download: as in `ebmhybrid.data.load_set`.
+        device: auto | cpu | cuda | cuda:N ...
+        progress: False is silent; otherwise a bar on a terminal and plain lines elsewhere.
+
+    Raises:
+        EbmhybridError: a recipe, data or a directory that cannot be used (before anything is written), or a loss
+            that stops being finite.
+    """
+    if (recipe is None) == (resume is None):
+        raise EbmhybridError("train takes either a recipe or a run to resume")
+    if resume is not None:
+        recipe = load_recipe(Path(resume) / "config.yaml", overrides or ())
+    assert recipe is not None
+    where = pick_device(device)
+    # Dropout draws from the global generator; forked, so that the caller's stays as it was.
+    with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
+        splits = load_data(recipe, str(data_dir), download)
+        parts = build_parts(recipe, splits, where)
+        if resume is None:
+            folder = open_folder(out or f"runs/{recipe.name}/{datetime.now():%Y%m%d-%H%M%S}")
+        else:
+            folder = Path(resume)
+            restore(parts, folder)
+        write_records(folder, parts)
+        return _run(parts, folder, progress)
+
+
+def pick_device(name: str) -> torch.device:
+    """A device by name, checked; `auto` is the first accelerator there is, else the CPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise EbmhybridError(f"device {name!r} cannot be used: {reason}") from error
+    return device
+
+
+def _run(parts: Parts, folder: Path, show: bool | None) -> Run:
+    at = parts.progress
+    # Calling the compiled network leaves its weights, which are saved and averaged, where they are.
+    forward = torch.compile(parts.model) if parts.recipe.training.compile else parts.model
+    train_set = parts.splits.train.to(parts.device)
+    log = RunLog(folder, parts.total_steps, at.step, show)
+    log.say(
+        f"{parts.recipe.name}: {len(train_set)} training images, {parts.total_steps} steps, {parts.device}; {folder}"
+    )
+    try:
+        with Interrupt() as interrupt:
+            while at.step < parts.total_steps and not interrupt.signal:
+                meter = _epoch(parts, forward, train_set, log, interrupt, folder)
+                if interrupt.signal and at.step_in_epoch < parts.steps_per_epoch:
+                    save(parts, folder)
+                else:
+                    end_epoch(parts, folder, log, meter)
+        if interrupt.signal:
+            log.say(f"stopped at step {at.step} by signal {interrupt.signal}; go on with --resume {folder}")
+    finally:
+        log.write_csv()
+        log.close()
+    best = {"accuracy": at.best[0], "nll": -at.best[1], "step": at.best[2]} if at.best else {}
+    return Run(folder, best, interrupt.signal)
+
+
+def _epoch(
+    parts: Parts, forward: Forward, train_set: ImageSet, log: RunLog, interrupt: Interrupt, folder: Path
+) -> Meter:
+    """The steps of an epoch, or what is left of it: after a resume, up to a signal or the last step."""
+    settings, at = parts.recipe.training, parts.progress
+    meter = Meter()
+    parts.model.train()
+    parts.objective.train()
+    epoch_batches = batches(
+        train_set.images,
+        train_set.labels,
+        settings.batch_size,
+        generator=epoch_generator(parts.recipe.seed, at.epoch),
+        start=at.step_in_epoch,
+    )
+    for images, labels in epoch_batches:
+        loss, terms, correct = train_step(parts, forward, images, labels)
+        at.step += 1
+        at.step_in_epoch += 1
+        meter.add(loss, terms, correct, len(labels))
+        end = at.step_in_epoch == parts.steps_per_epoch or at.step == parts.total_steps or bool(interrupt.signal)
+        pause = end or at.step % settings.log_every == 0
+        # Reading the loss waits for the device: each step on a CPU, where it is free, else at each pause.
+        if pause or parts.device.type == "cpu":
+            check_finite(loss, terms, parts, folder)
+        if pause:
+            shown = meter.read()
+            log.record("train", at.step, at.epoch, {**shown, "lr": float(parts.scheduler.get_last_lr()[0])})
+            log.advance(at.step, shown)
+        if end:
+            break
+    return meter
+
+
+def train_step(
+    parts: Parts, forward: Forward, images: Tensor, labels: Tensor
+) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    """Augment, one forward pass (reference images included), loss, backward, update. Nothing waits for the device."""
+    recipe, settings = parts.recipe, parts.recipe.training
+    n, kinds = len(images), recipe.data.augment
+    images = augment(images, pad=kinds.pad, flip=kinds.flip, noise_std=kinds.noise_std, generator=parts.generator)
+    targets = labels
+    if kinds.mixup_alpha:
+        images, targets = mixup(images, labels, parts.splits.train.num_classes, kinds.mixup_alpha, parts.generator)
+    if recipe.reference is not None:
+        extra = max(1, round(recipe.reference.fraction * n))
+        images = torch.cat([images, reference_images(images, extra, recipe.reference.families, parts.generator)])
+    if settings.channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+
+    precision = PRECISIONS[settings.precision]
+    with torch.autocast(parts.device.type, dtype=precision, enabled=precision != torch.float32):
+        logits = forward(images)
+    loss, terms = parts.objective(logits[:n], targets, logits[n:] if recipe.reference is not None else None)
+
+    parts.optimizer.zero_grad(set_to_none=True)
+    parts.scaler.scale(loss).backward()
+    if settings.grad_clip is not None:
+        parts.scaler.unscale_(parts.optimizer)
+        nn.utils.clip_grad_norm_(parts.model.parameters(), settings.grad_clip)
+    parts.scaler.step(parts.optimizer)
+    parts.scaler.update()
+    parts.scheduler.step()
+    if parts.average is not None:
+        parts.average.update_parameters(parts.model)
+    correct = (logits[:n].argmax(1) == labels).sum()
+    return loss.detach(), {key: value.detach() for key, value in terms.items()}, correct
+
+
+def check_finite(loss: Tensor, terms: dict[str, Tensor], parts: Parts, folder: Path) -> None:
+    """Stop at a loss that is no longer finite: the weights it would lead to are worth nothing."""
+    if torch.isfinite(loss):
+        return
+    values = ", ".join(f"{name} = {value.item():g}" for name, value in terms.items())
+    at = parts.progress
+    raise TrainingError(
+        f"the loss is not finite at step {at.step}, epoch {at.epoch + 1} ({values}); {_advice(parts, folder)}"
+    )
+
+
+def _advice(parts: Parts, folder: Path) -> str:
+    kept = folder / "checkpoints" / "last.safetensors"
+    last = f"the last good weights are {kept}" if kept.is_file() else "no weights were saved yet"
+    return (
+        f"{last}. Try a smaller optimizer.lr than {parts.recipe.optimizer.lr:g}, training.grad_clip or "
+        "schedule.warmup_steps"
+    )
+
+
+def end_epoch(parts: Parts, folder: Path, log: RunLog, meter: Meter) -> None:
+    """Validate, say so, keep the weights, and keep them apart if they are the best so far.
+
+    Best is the highest validation accuracy, and among equals the lowest negative log-likelihood.
+    """
+    at = parts.progress
+    trained, figures = meter.read(), validate(parts.deployed, parts.splits.validation, parts.device)
+    if not math.isfinite(figures["nll"]):
+        raise TrainingError(f"the validation loss is not finite at step {at.step}: {_advice(parts, folder)}")
+    log.record("validation", at.step, at.epoch, figures)
+    at.epoch, at.step_in_epoch = at.epoch + 1, 0
+    epochs = -(-parts.total_steps // parts.steps_per_epoch)
+    log.say(
+        f"epoch {at.epoch}/{epochs}  loss {trained['loss']:.4f}  "
+        + "  ".join(f"{name} {trained[name]:.4f}" for name in meter.names[1:-1])
+        + f"  train {100 * trained['accuracy']:.2f} %  validation {100 * figures['accuracy']:.2f} %"
+        f"  nll {figures['nll']:.4f}  {trained['images_per_second']:.0f} images/s  left {log.time_left(at.step)}"
+    )
+    improved = not at.best or [figures["accuracy"], -figures["nll"]] > at.best[:2]
+    if improved:
+        at.best = [figures["accuracy"], -figures["nll"], at.step]
+        checkpoint.save_weights(folder / "checkpoints" / "best.safetensors", parts.deployed, parts.metadata)
+    save(parts, folder)

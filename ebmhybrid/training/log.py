@@ -1,0 +1,100 @@
+"""A run's record: train.log, metrics.jsonl, metrics.csv and TensorBoard, and what the user sees meanwhile."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from ebmhybrid.training.checkpoint import write_atomically
+
+
+class RunLog:
+    """Writes a run's metrics everywhere they belong, and shows a bar on a terminal or plain lines elsewhere.
+
+    Arguments:
+        folder: the run directory.
+        total_steps, first_step: for the bar and the estimate of the time left.
+        show: True shows progress on stderr, False stays silent, None is True.
+    """
+
+    def __init__(
+        self, folder: Path, total_steps: int, first_step: int, show: bool | None, stream: TextIO | None = None
+    ):
+        from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+        self.folder = folder
+        self.total_steps, self.first_step = total_steps, first_step
+        self.stream = stream or sys.stderr
+        self.show = show is not False
+        self.started = time.monotonic()
+        self._keep_rows_until(first_step)
+        self.jsonl = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self.text = (folder / "train.log").open("a", encoding="utf-8")
+        self.board = SummaryWriter(str(folder / "tb"), purge_step=first_step or None)
+        self.bar: tqdm[Any] | None = None
+        if self.show and self.stream.isatty():
+            self.bar = tqdm(total=total_steps, initial=first_step, unit="step", file=self.stream, dynamic_ncols=True)
+
+    def _keep_rows_until(self, step: int) -> None:
+        """On resuming, forget rows of steps that are about to be taken again."""
+        path = self.folder / "metrics.jsonl"
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+        self.rows = [row for row in rows if row["step"] <= step]
+        if len(self.rows) < len(rows):
+            text = "".join(json.dumps(row) + "\n" for row in self.rows)
+            write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+    def say(self, line: str) -> None:
+        """One line for the reader, on the screen and in train.log."""
+        self.text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n")
+        self.text.flush()
+        if self.bar is not None:
+            self.bar.write(line, file=self.stream)
+        elif self.show:
+            print(line, file=self.stream, flush=True)
+
+    def record(self, split: str, step: int, epoch: int, values: dict[str, float]) -> None:
+        """One row of metrics; numbers that are not finite are left out of the JSON, which has no word for them."""
+        row = {"split": split, "step": step, "epoch": epoch}
+        row |= {key: value for key, value in values.items() if math.isfinite(value)}
+        self.rows.append(row)
+        self.jsonl.write(json.dumps(row) + "\n")
+        self.jsonl.flush()
+        for key, value in values.items():
+            self.board.add_scalar(f"{split}/{key}", value, step)
+
+    def advance(self, step: int, shown: dict[str, float] | None = None) -> None:
+        """Move the bar; with `shown`, the loss parts beside it."""
+        if self.bar is not None:
+            self.bar.update(step - self.bar.n)
+            if shown:
+                self.bar.set_postfix({key: f"{value:.3g}" for key, value in shown.items()})
+
+    def time_left(self, step: int) -> str:
+        """An estimate like `1m05s`."""
+        done = max(1, step - self.first_step)
+        seconds = int((time.monotonic() - self.started) / done * (self.total_steps - step))
+        return f"{seconds // 60}m{seconds % 60:02d}s"
+
+    def write_csv(self) -> None:
+        """metrics.csv: the same rows as metrics.jsonl, with one column for each name."""
+        columns = list(dict.fromkeys(key for row in self.rows for key in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_atomically(self.folder / "metrics.csv", lambda temporary: temporary.write_text(text.getvalue()))
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+        for file in (self.jsonl, self.text, self.board):
+            file.close()

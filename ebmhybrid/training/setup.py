@@ -1,0 +1,178 @@
+"""Everything a recipe builds before the first step: data, model, objective, optimiser, generators."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel
+
+from ebmhybrid.data import Splits, count_batches, load_splits
+from ebmhybrid.errors import RecipeError
+from ebmhybrid.models import build_model
+from ebmhybrid.schema import Recipe
+from ebmhybrid.training.objective import CombinedLoss
+from ebmhybrid.training.optimization import build_average, build_optimizer, build_scheduler
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class Progress:
+    """Where a run stands: steps taken in all and within the epoch, and the best validation so far."""
+
+    step: int = 0
+    epoch: int = 0
+    step_in_epoch: int = 0
+    best: list[float] = field(default_factory=list)
+
+
+@dataclass
+class Parts:
+    """The moving parts of a run. What changes in training is in `state_dict`: a resumed run goes on bit by bit."""
+
+    recipe: Recipe
+    splits: Splits
+    device: torch.device
+    model: nn.Module
+    average: AveragedModel | None
+    objective: CombinedLoss
+    optimizer: torch.optim.Optimizer
+    scheduler: LRScheduler
+    scaler: torch.amp.GradScaler
+    generator: torch.Generator
+    metadata: dict[str, Any]
+    steps_per_epoch: int
+    total_steps: int
+    progress: Progress = field(default_factory=Progress)
+
+    @property
+    def deployed(self) -> nn.Module:
+        """The model that is validated and kept: the weight average where there is one."""
+        return self.model if self.average is None else self.average.module
+
+    def _stateful(self) -> Iterator[tuple[str, Any]]:
+        yield from (
+            ("model", self.model),
+            ("objective", self.objective),
+            ("optimizer", self.optimizer),
+            ("scheduler", self.scheduler),
+            ("scaler", self.scaler),
+        )
+        if self.average is not None:
+            yield "average", self.average
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            **{name: part.state_dict() for name, part in self._stateful()},
+            "generator": self.generator.get_state(),
+            "torch_rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+            "progress": vars(self.progress),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, part in self._stateful():
+            part.load_state_dict(state[name])
+        self.generator.set_state(state["generator"])
+        torch.set_rng_state(state["torch_rng"])
+        if state["cuda_rng"] and self.device.type == "cuda":
+            torch.cuda.set_rng_state_all(state["cuda_rng"])
+        self.progress = Progress(**state["progress"])
+
+
+def epoch_generator(seed: int, epoch: int) -> torch.Generator:
+    """The generator of an epoch's order: a function of seed and epoch, so that a resumed epoch is the same one."""
+    state = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0] >> 1))
+
+
+def load_data(recipe: Recipe, data_dir: str, download: bool) -> Splits:
+    """The recipe's splits in the model's shape."""
+    data = recipe.data
+    needs_rgb = recipe.model.name.startswith("torchvision/") or data.train.startswith("folder:")
+    channels: int | None = data.channels or (3 if needs_rgb else None)
+    shape = (channels, data.image_size, data.image_size) if channels and data.image_size else None
+    splits = load_splits(
+        data.train,
+        test=data.test,
+        validation_fraction=data.validation_fraction,
+        test_fraction=data.test_fraction,
+        seed=data.split_seed,
+        data_dir=data_dir,
+        download=download,
+        shape=shape,
+    )
+    own = splits.train.shape
+    size = data.image_size or own[1]
+    if size != own[2] and not data.image_size:
+        raise RecipeError(f"{data.train}: its images are {own[1]}x{own[2]}, not square: set data.image_size")
+    return Splits(*(part.adapt(channels or own[0], size) for part in (splits.train, splits.validation, splits.test)))
+
+
+def build_parts(recipe: Recipe, splits: Splits, device: torch.device) -> Parts:
+    """Build what the recipe names, with weights drawn from its seed. The caller owns torch's global random state."""
+    torch.manual_seed(recipe.seed)
+    architecture = {
+        "name": recipe.model.name,
+        "num_classes": splits.train.num_classes,
+        "in_channels": splits.train.shape[0],
+        **recipe.model.arguments(),
+    }
+    model = build_model(**architecture)
+    _try_on(model, splits, recipe)
+    layout = torch.channels_last if recipe.training.channels_last else torch.contiguous_format
+    model = model.to(device, memory_format=layout)  # type: ignore[call-overload]
+    optimizer = build_optimizer(model, recipe.optimizer)
+    steps_per_epoch = count_batches(len(splits.train), recipe.training.batch_size)
+    total_steps = min(steps_per_epoch * recipe.training.epochs, recipe.training.max_steps or steps_per_epoch * 10**9)
+    return Parts(
+        recipe=recipe,
+        splits=splits,
+        device=device,
+        model=model,
+        average=build_average(model, recipe.training.ema),
+        objective=CombinedLoss(recipe.objective, splits.train.num_classes).to(device),
+        optimizer=optimizer,
+        scheduler=build_scheduler(optimizer, recipe.schedule, total_steps, steps_per_epoch),
+        scaler=torch.amp.GradScaler(device.type, enabled=recipe.training.precision == "fp16"),
+        generator=torch.Generator(device).manual_seed(recipe.seed),
+        metadata=_metadata(recipe, splits, architecture, model),
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+    )
+
+
+def _try_on(model: nn.Module, splits: Splits, recipe: Recipe) -> None:
+    """One image through the fresh model: a size it cannot take is an error now, not after a run directory is made."""
+    shape = splits.train.shape
+    try:
+        with torch.no_grad():
+            logits: Tensor = model.eval()(torch.zeros(1, *shape))
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        raise RecipeError(f"model {recipe.model.name!r} cannot take images of {shape}: {reason}") from error
+    if logits.shape != (1, splits.train.num_classes):
+        raise RecipeError(
+            f"model {recipe.model.name!r} gives {tuple(logits.shape)}, not (1, {splits.train.num_classes})"
+        )
+
+
+def _metadata(recipe: Recipe, splits: Splits, architecture: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+    normalize = model.normalize
+    assert isinstance(normalize, nn.Module)
+    return {
+        "architecture": architecture,
+        "classes": list(splits.train.classes),
+        "image_shape": list(splits.train.shape),
+        "normalisation": {
+            "mean": normalize.mean.flatten().tolist(),  # type: ignore[operator]
+            "std": normalize.std.flatten().tolist(),  # type: ignore[operator]
+        },
+        "recipe": recipe.to_yaml(),
+    }

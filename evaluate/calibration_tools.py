@@ -1,0 +1,128 @@
+"""What surrounds a calibration figure: its interval, its floor, the temperature that mends it, a second opinion."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import numpy as np
+
+from .calibration_metrics import (
+    Array,
+    as_numpy,
+    bin_index,
+    binned_gap,
+    check_probabilities,
+    check_targets,
+    nll_of_logits,
+    top_class,
+)
+
+_LOG_T_BOUNDS = (math.log(0.01), math.log(100.0))
+
+
+def bootstrap_interval(
+    probabilities: Array,
+    labels: Array,
+    bins: int = 15,
+    n: int = 1000,
+    level: float = 0.95,
+    rng: np.random.Generator | None = None,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of :func:`ece` over images (Efron 1979).
+
+    Resampling adds noise to every bin, so the interval leans upwards as ECE itself does, and can lie above the point
+    estimate of a well calibrated model.
+
+    Arguments:
+        n: resamples.
+        level: coverage of the interval, in (0, 1).
+        rng: source of the resamples; None is a fresh generator with seed 0.
+
+    >>> low, high = bootstrap_interval(np.full((100, 2), 0.5), np.arange(100) % 2)
+    >>> 0 <= low < high < 0.2
+    True
+    """
+    if n < 1 or not 0 < level < 1:
+        raise ValueError(f"need n >= 1 and 0 < level < 1, got n={n}, level={level}")
+    confidence, correct = top_class(probabilities, labels)
+    rng = np.random.default_rng(0) if rng is None else rng
+    gaps, index, size = correct - confidence, bin_index(confidence, bins), len(confidence)
+    draws = np.empty(n)
+    for i in range(n):
+        chosen = rng.integers(size, size=size)
+        draws[i] = np.abs(np.bincount(index[chosen], weights=gaps[chosen], minlength=bins)).sum() / size
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def perfect_model_ece(
+    confidence: np.ndarray, bins: int = 15, n: int = 200, rng: np.random.Generator | None = None
+) -> float:
+    """Expected ECE of a perfectly calibrated model with these confidences: what an ECE of "zero" looks like at this N.
+
+    Monte Carlo over correctness a_i ~ Bernoulli(c_i). Falls about as 1 / sqrt(N).
+
+    Arguments:
+        confidence: (N,) in [0, 1], of the most probable class.
+        n: Monte Carlo draws.
+        rng: None is a fresh generator with seed 0.
+
+    >>> perfect_model_ece(np.ones(10))
+    0.0
+    """
+    confidence = np.asarray(confidence, dtype=np.float64)
+    if confidence.ndim != 1 or confidence.size == 0 or not ((confidence >= 0) & (confidence <= 1)).all():
+        raise ValueError(f"confidence must be a non-empty vector in [0, 1], got shape {confidence.shape}")
+    rng = np.random.default_rng(0) if rng is None else rng
+    draws = (rng.random(len(confidence)) < confidence for _ in range(n))
+    return float(np.mean([binned_gap(confidence, outcome.astype(np.float64), bins) for outcome in draws]))
+
+
+def fit_temperature(logits: Array, labels: Array) -> float:
+    """Temperature T in [0.01, 100] that minimises the NLL of softmax(logits / T) (Guo et al. 2017).
+
+    Bounded search on log T in float64. The NLL is convex in 1/T, so there is one minimum; it lies at a bound when
+    every image is right (T = 0.01) or the logits say nothing. T > 0 leaves every argmax as it is.
+
+    Arguments:
+        logits: (N, C) on held-out data, not on the test set; not probabilities.
+        labels: (N,) integers in [0, C).
+
+    Raises:
+        ValueError: logits that are not finite (N, C), or labels that do not fit.
+
+    >>> logits = np.log([[0.75, 0.25]] * 4)
+    >>> round(fit_temperature(3 * logits, np.array([0, 0, 0, 1])), 4)
+    3.0
+    """
+    values = as_numpy(logits).astype(np.float64)
+    if values.ndim != 2 or values.size == 0 or not np.isfinite(values).all():
+        raise ValueError(f"logits must be finite of shape (N, C) with N, C >= 1, got shape {values.shape}")
+    targets = check_targets(labels, values)
+    if values.shape[1] == 1:
+        return 1.0
+    from scipy.optimize import minimize_scalar
+
+    found = minimize_scalar(
+        lambda log_t: nll_of_logits(values / math.exp(log_t), targets),
+        bounds=_LOG_T_BOUNDS,
+        method="bounded",
+        options={"xatol": 1e-8},
+    )
+    return math.exp(float(found.x))
+
+
+def netcal_ece(probabilities: Array, labels: Array, bins: int = 15) -> float | None:
+    """ECE as netcal computes it, in float64: a second opinion. None where netcal refuses, with two labels or fewer.
+
+    netcal's bins are closed on the left, so a confidence exactly on an edge falls in another bin than in :func:`ece`.
+    """
+    values, targets = check_probabilities(probabilities, labels)
+    if len(np.unique(targets)) <= 2:
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from netcal.metrics import ECE
+
+        return float(ECE(bins).measure(values, targets))
