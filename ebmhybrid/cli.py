@@ -4,16 +4,50 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from ebmhybrid._version import __version__
-from ebmhybrid.errors import EbmhybridError, RecipeError
+from ebmhybrid.errors import EbmhybridError, UsageError
 
 T = TypeVar("T")
+
+
+class OneLineErrors(click.Group):
+    """A group whose errors are one line on stderr with status 1 (failed) or 2 (usage), without the usage text."""
+
+    def main(  # type: ignore[override]  # click declares one overload for each value of standalone_mode
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        try:
+            status = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+        except click.exceptions.NoArgsIsHelpError as error:
+            click.echo(error.format_message())
+            sys.exit(0)
+        except click.ClickException as error:
+            hint = ""
+            if isinstance(error, click.UsageError) and error.ctx is not None:
+                hint = f" (see {error.ctx.command_path} --help)"
+            click.echo(f"Error: {' '.join(error.format_message().split())}{hint}", err=True)
+            sys.exit(error.exit_code)
+        except click.Abort:
+            click.echo("Error: interrupted", err=True)
+            sys.exit(130)
+        sys.exit(status if isinstance(status, int) else 0)
+
+
+class WrongUsage(click.ClickException):
+    """A name or value that the user typed and that cannot be used."""
+
+    exit_code = 2
 
 
 class Examples(click.Command):
@@ -47,11 +81,10 @@ def guarded(work: Callable[[], T]) -> T:
     """Run a command's work; a user's mistake or a failed write becomes one line and an exit status, no traceback."""
     try:
         return work()
-    except RecipeError as error:
-        raise click.UsageError(str(error)) from error
+    except UsageError as error:
+        raise WrongUsage(str(error)) from error
     except (EbmhybridError, OSError) as error:
-        text = " ".join(str(error).split())
-        raise click.ClickException(text) from error
+        raise click.ClickException(str(error)) from error
 
 
 def bar(batches: Iterable[Any], text: str) -> Iterable[Any]:
@@ -74,7 +107,7 @@ def with_data_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(__version__, prog_name="ebmhybrid")
 def main() -> None:
     """Hybrid energy-based classifiers: train them, and test their calibration, OOD detection and robustness.
@@ -212,7 +245,7 @@ def evaluate(
         except EbmhybridError:
             raise
         except ValueError as error:  # what the evaluation refuses: an unknown score, an eps out of range, NaN images
-            raise click.UsageError(" ".join(str(error).split())) from error
+            raise WrongUsage(str(error)) from error
         folder = result.save(out or evaluation_folder(chosen))
         if as_json:
             click.echo(json.dumps(result.as_dict(), indent=2))

@@ -10,7 +10,11 @@ class EbmhybridError(ValueError):
     """A mistake of input, not of the library: the command line prints it in one line and exits with status 1."""
 
 
-class RecipeError(EbmhybridError):
+class UsageError(EbmhybridError):
+    """A name or an option that the caller gave and that there is none of: the command line exits with status 2."""
+
+
+class RecipeError(UsageError):
     """A recipe or an override that cannot be used."""
 
 

@@ -2,8 +2,9 @@
 
 torchattacks 3.5.1 clamps any input into [0, 1] without a word, draws from the global random state, puts a frozen
 BatchNorm back into train mode, prints when a model has no parameter, keeps a reference to every model it has attacked,
-and leaves an L2 step near zero when gradients are small. Hence: images are checked by the caller, the random state is
-forked and seeded, modes and flags are restored, the model is wrapped and let go, and the result is projected again.
+leaves an L2 step near zero when gradients are small, and has cross-entropy only, which saturates. Hence: images are
+checked by the caller, the random state is forked and seeded, modes and flags are restored, the model is wrapped and let
+go, its logits are kept from saturating, and the result is projected again.
 """
 
 from __future__ import annotations
@@ -17,14 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ebmhybrid.energies import at_least_float32
-
 from .predictions import Model, evaluating
 
 NORMS = ("linf", "l2")
 
 # torchattacks adds this to a gradient's L2 norm; its own 1e-10 shortens the steps on confident images
 _TINY = 1e-30
+_WIDEST_GAP = 30.0
 _DELTA_SLACK = 1e-6
 
 
@@ -67,8 +67,26 @@ def _pgd(target: nn.Module, norm: str, eps: float, steps: int) -> Any:
 ATTACKS: dict[str, Attack] = {"fgsm": Attack(_fgsm, iterative=False), "pgd": Attack(_pgd, iterative=True)}
 
 
+def unsaturated(logits: Tensor) -> Tensor:
+    """Logits in float64 whose two largest are at most 30 apart, an image's logits being scaled where they are not.
+
+    The gradient of the cross-entropy at the label's logit is p - 1: exactly 0 in float32 beyond a gap of 17, in float64
+    beyond 37. An attack that cannot see the slope reports robustness that is not there. The scale is a constant of the
+    image: decisions stay, and below a gap of 30 so does the loss.
+
+    >>> unsaturated(torch.tensor([[300.0, 0.0], [9.0, 0.0]]))
+    tensor([[30.,  0.],
+            [ 9.,  0.]], dtype=torch.float64)
+    """
+    logits = logits.double()
+    if logits.shape[1] < 2:
+        return logits
+    top = logits.detach().topk(2, dim=1).values
+    return logits / ((top[:, :1] - top[:, 1:]) / _WIDEST_GAP).clamp_min(1)
+
+
 class AttackedModel(nn.Module):
-    """A model as torchattacks wants it: a Module with a parameter, logits of at least float32, no autocast.
+    """A model as torchattacks wants it: a Module with a parameter, logits that do not saturate, no autocast.
 
     As a context manager it lets the model go at the end, since torchattacks keeps the wrapper for ever.
     """
@@ -90,7 +108,7 @@ class AttackedModel(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         with torch.autocast(images.device.type, enabled=False):
             logits = self._model[0](images)
-        return at_least_float32(logits) if isinstance(logits, Tensor) else logits
+        return unsaturated(logits) if isinstance(logits, Tensor) and logits.dim() == 2 else logits
 
     def zero_gradients(self, images: Tensor, labels: Tensor) -> int:
         """How many images have a cross-entropy gradient of exactly 0, or a ValueError where there is no gradient."""

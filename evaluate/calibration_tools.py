@@ -82,8 +82,8 @@ def perfect_model_ece(
 def fit_temperature(logits: Array, labels: Array) -> float:
     """Temperature T in [0.01, 100] that minimises the NLL of softmax(logits / T) (Guo et al. 2017).
 
-    Bounded search on log T in float64. The NLL is convex in 1/T, so there is one minimum; it lies at a bound when
-    every image is right (T = 0.01) or the logits say nothing. T > 0 leaves every argmax as it is.
+    Bounded search on log T in float64. The NLL is convex in 1/T, so there is one minimum; it lies towards a
+    bound when every image is right (T small) or the logits mislead (T = 100). T > 0 leaves every argmax as it is.
 
     Arguments:
         logits: (N, C) on held-out data, not on the test set; not probabilities.

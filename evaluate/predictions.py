@@ -208,7 +208,7 @@ def predict(
                 output = model(images)
             checked = check_logits(output, images, name, start=sum(map(len, labels)))
             half |= checked.dtype != output.dtype
-            logits.append(checked.double().cpu())
+            logits.append(checked.cpu().double())
             labels.append(targets)
     if not logits:
         raise ValueError(f"set {name!r} is empty")

@@ -1,9 +1,9 @@
 """Accuracy under attack: torchattacks inside the guards that its results need.
 
 Threat model: a perturbation delta with |delta|_p <= eps (p = inf or 2, in units of [0, 1] pixels) and x + delta in
-[0, 1], white-box, untargeted, on the cross-entropy of the logits. An image counts as robust when it is right without an
-attack and stays right in every restart; the others are not attacked. The attacks here give an upper bound of the
-robust accuracy, not the robust accuracy.
+[0, 1], white-box, untargeted, on the cross-entropy of the logits, which are scaled where it would saturate
+(`attacks.unsaturated`). An image counts as robust when it is right without an attack and stays right in every restart;
+the others are not attacked. The attacks here give an upper bound of the robust accuracy, not the robust accuracy.
 """
 
 from __future__ import annotations

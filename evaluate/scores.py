@@ -32,7 +32,7 @@ def _as_double(logits: np.ndarray | Tensor) -> Tensor:
         raise ValueError(
             f"logits must be float32 or float64 of shape (N, C) with C >= 1, got {tensor.dtype} {tuple(tensor.shape)}"
         )
-    return tensor.double().cpu()
+    return tensor.cpu().double()
 
 
 def energy(logits: np.ndarray | Tensor) -> np.ndarray:
@@ -97,7 +97,7 @@ def grad_norm(model: Model, images: Tensor) -> np.ndarray:
         if not (isinstance(logits, Tensor) and logits.requires_grad):
             raise ValueError("score 'grad_norm' needs a model whose logits can be differentiated by the image")
         (gradient,) = torch.autograd.grad(log_density(logits).sum(), inputs)
-    return -gradient.detach().double().flatten(1).norm(dim=1).cpu().numpy()
+    return -gradient.detach().cpu().double().flatten(1).norm(dim=1).numpy()
 
 
 # of logits

@@ -13,7 +13,7 @@ import tarfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -28,7 +28,7 @@ def pixels(seed: int, *shape: int) -> np.ndarray:
 class Python2Pickler(pickle._Pickler):
     """Writes text and bytes as Python 2 wrote its strings, which is how the published CIFAR batches are pickled."""
 
-    dispatch = dict(pickle._Pickler.dispatch)
+    dispatch: ClassVar = dict(pickle._Pickler.dispatch)
 
     def save_string(self, value: Any) -> None:
         raw = value if isinstance(value, bytes) else value.encode()

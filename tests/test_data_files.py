@@ -208,7 +208,7 @@ def test_archives_that_would_write_outside_are_refused(tmp_path, name):
                 info.name = name
                 with (tmp_path / "file").open("rb") as content:
                     tar.addfile(info, content)
-        with pytest.raises(DataError, match="refused, member .* would land outside"):
+        with pytest.raises(DataError, match=r"refused, member .* would land outside"):
             unpack(archive, tmp_path / "inside" / "deep")
     assert tree(tmp_path) == ["a.tar.gz", "a.zip", "file"]
 
@@ -276,11 +276,16 @@ def test_damaged_idx_files_are_refused(tmp_path, raw, message):
 def test_damaged_svhn_and_celeba_are_refused(tmp_path):
     make_svhn(tmp_path)
     (tmp_path / "test_32x32.mat").write_bytes(b"no mat file at all, but long enough to be looked at" * 9)
-    with pytest.raises(DataError, match="svhn: cannot read test_32x32.mat in"):
+    with pytest.raises(DataError, match=r"svhn: cannot read test_32x32.mat in"):
+        load("svhn", tmp_path)
+    from scipy.io import savemat
+
+    savemat(tmp_path / "test_32x32.mat", {"X": pixels(0, 4, 32), "y": [[1]]})
+    with pytest.raises(DataError, match=r"test_32x32.mat: must hold X of shape \(32, 32, 3, N\) and y"):
         load("svhn", tmp_path)
     make_celeba(tmp_path)
     (tmp_path / "celeba" / "list_attr_celeba.txt").write_text("0\nBald Young\n")
-    with pytest.raises(DataError, match="celeba: cannot read celeba/img_align_celeba, .*Smiling"):
+    with pytest.raises(DataError, match=r"celeba: cannot read celeba/img_align_celeba, .*Smiling"):
         load("celeba", tmp_path)
 
 
@@ -381,11 +386,36 @@ def test_a_second_mirror_is_tried_and_the_users_files_stay(tmp_path, monkeypatch
     assert mine.read_bytes() == before
 
 
+def test_celeba_comes_from_google_drive_in_the_three_files_it_needs(tmp_path, monkeypatch):
+    make_celeba(tmp_path / "origin", zipped=True)
+    asked = []
+
+    def copy(file_id: str, root: str, filename: str, md5: str) -> None:
+        asked.append(filename)
+        shutil.copy(tmp_path / "origin" / "celeba" / filename, Path(root, filename))
+
+    monkeypatch.setattr("torchvision.datasets.utils.download_file_from_google_drive", copy)
+    assert len(load_set("celeba", data_dir=tmp_path / "data")) == 2
+    assert sorted(asked) == ["img_align_celeba.zip", "list_attr_celeba.txt", "list_eval_partition.txt"]
+    assert "celeba/img_align_celeba.zip" not in tree(tmp_path / "data")
+
+
+def test_a_data_folder_that_cannot_be_written_is_a_data_error(tmp_path, monkeypatch):
+    make_cifar10(tmp_path, archive=True)
+
+    def refuse(*args, **kwargs):
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr("tempfile.mkdtemp", refuse)
+    with pytest.raises(DataError, match=r"cannot unpack .*python.tar.gz beside it: PermissionError: read-only"):
+        load("cifar10", tmp_path)
+
+
 def test_a_download_of_something_else_leaves_the_folder_as_it_was(tmp_path, monkeypatch):
     (tmp_path / "origin").mkdir()
     (tmp_path / "origin" / "cifar-10-python.tar.gz").write_bytes(b"<html>moved</html>")
     serve(monkeypatch, tmp_path / "origin")
-    with pytest.raises(DataError, match="the download failed: DataError: .*cannot be unpacked"):
+    with pytest.raises(DataError, match=r"the download failed: DataError: .*cannot be unpacked"):
         load_set("cifar10", data_dir=tmp_path / "data")
     assert not (tmp_path / "data").exists()
 
@@ -395,7 +425,7 @@ def test_a_download_of_something_else_leaves_the_folder_as_it_was(tmp_path, monk
 
 @pytest.mark.parametrize("shape", [(8, 8), (9, 7, 1), (8, 8, 3)])
 def test_npz(tmp_path, shape):
-    x, y = make_npz(tmp_path / "a.npz", shape=shape, y=np.array([0, 3, 7, 3] * 10, dtype=np.uint16))
+    x, _ = make_npz(tmp_path / "a.npz", shape=shape, y=np.array([0, 3, 7, 3] * 10, dtype=np.uint16))
     images = load_set(f"npz:{tmp_path}/a.npz")
     assert_is(images, (np.moveaxis(x.reshape(40, *shape[:2], -1), 3, 1), [0, 3, 7, 3] * 10))
     assert images.classes == tuple("01234567")
@@ -441,7 +471,7 @@ def test_npz_of_objects_is_refused_and_not_run(tmp_path, key):
     bomb = np.empty(40, dtype=object)
     bomb[:] = [Bomb(proof)] * 40
     make_npz(tmp_path / "a.npz", **{key: bomb})
-    with pytest.raises(DataError, match="cannot be read as .npz, it may be truncated or hold objects"):
+    with pytest.raises(DataError, match=r"cannot be read as .npz, it may be truncated or hold objects"):
         load_set(f"npz:{tmp_path}/a.npz")
     assert not proof.exists()
 
@@ -451,7 +481,7 @@ def test_truncated_npz_is_refused(tmp_path, keep):
     make_npz(tmp_path / "a.npz")
     file = tmp_path / "a.npz"
     file.write_bytes(file.read_bytes()[:keep])
-    with pytest.raises(DataError, match="a.npz: cannot be read as .npz"):
+    with pytest.raises(DataError, match=r"a.npz: cannot be read as .npz"):
         load_set(f"npz:{file}")
 
 
@@ -459,7 +489,7 @@ def test_absent_npz_and_plain_npy_are_refused(tmp_path):
     with pytest.raises(DataError, match="there is no file"):
         load_set(f"npz:{tmp_path}/none.npz")
     np.save(tmp_path / "a.npy", np.zeros(3))
-    with pytest.raises(DataError, match="cannot be read as .npz"):
+    with pytest.raises(DataError, match=r"cannot be read as .npz"):
         load_set(f"npz:{tmp_path}/a.npy")
 
 
@@ -503,10 +533,10 @@ def test_a_corrupt_picture_is_named(tmp_path, content):
 def test_empty_folders_are_refused(tmp_path):
     with pytest.raises(DataError, match="there is no folder"):
         load_set(f"folder:{tmp_path}/none")
-    with pytest.raises(DataError, match="needs one sub-folder of pictures a class, .* has no sub-folder"):
+    with pytest.raises(DataError, match=r"needs one sub-folder of pictures a class, .* has no sub-folder"):
         load_set(f"folder:{tmp_path}")
     (tmp_path / "a").mkdir()
-    with pytest.raises(DataError, match="no picture .* in the sub-folders"):
+    with pytest.raises(DataError, match=r"no picture .* in the sub-folders"):
         load_set(f"folder:{tmp_path}")
 
 

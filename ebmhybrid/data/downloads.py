@@ -65,9 +65,12 @@ def _provide(name: str, split: str, folder: Path, download: bool) -> None:
     remotes = source.remotes(split)
     if archive and (folder / archive).exists():
         problem = f"{folder / archive} does not hold it"
-        with temporary_folder(folder) as temporary:
-            unpack(folder / archive, temporary / inner)
-            merge(temporary, folder)
+        try:
+            with temporary_folder(folder) as temporary:
+                unpack(folder / archive, temporary / inner)
+                merge(temporary, folder)
+        except OSError as error:
+            raise DataError(f"{name}: cannot unpack {folder / archive} beside it: {_brief(error)}") from error
     absent = [remote for remote in remotes if not (folder / remote.path).exists()]
     if download and absent and _missing(source, split, folder):
         try:

@@ -154,7 +154,7 @@ SOURCES: dict[str, Source] = {
         checksums=lambda: {file: md5 for _, file, md5 in _torchvision("SVHN").split_list.values()},
     ),
     "mnist": _mnist(
-        "MNIST", "https://yann.lecun.org/exdb/mnist/", "MNIST, 28x28 gray, 10 classes, 12 MB", formats.DIGIT_NAMES
+        "MNIST", "http://yann.lecun.com/exdb/mnist/", "MNIST, 28x28 gray, 10 classes, 12 MB", formats.DIGIT_NAMES
     ),
     "fashion_mnist": _mnist(
         "FashionMNIST",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -30,13 +31,14 @@ class Normalize(nn.Module):
     def __init__(self, channels: int, mean: float | Sequence[float] = 0.5, std: float | Sequence[float] = 0.5) -> None:
         super().__init__()
         for name, value in (("mean", mean), ("std", std)):
-            numbers = torch.as_tensor(value, dtype=torch.float32).flatten()
-            if len(numbers) not in (1, channels) or not torch.isfinite(numbers).all():
+            numbers = [float(v) for v in value] if isinstance(value, Sequence) else [float(value)]
+            if len(numbers) not in (1, channels) or not all(map(math.isfinite, numbers)):
                 raise ValueError(f"{name} must be 1 or {channels} finite numbers, got {value}")
+            if name == "std" and min(numbers) <= 0:
+                raise ValueError(f"std must be positive, got {std}")
             # Not persistent: they are part of the architecture, which the checkpoint's metadata records.
-            self.register_buffer(name, numbers.expand(channels).clone().view(1, channels, 1, 1), persistent=False)
-        if not (self.std > 0).all():
-            raise ValueError(f"std must be positive, got {std}")
+            buffer = torch.tensor(numbers).expand(channels).clone().view(1, channels, 1, 1)
+            self.register_buffer(name, buffer, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         return (images - self.mean) / self.std

@@ -1,0 +1,56 @@
+# The two commands are `make demo` and `make test`; each makes .venv and installs what it needs when that is missing.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
+# One thread: two-thread kernels stall when the second core is busy, and the suite would take ten times as long.
+TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+.PHONY: demo test lint bench wheel clean help
+
+help:
+	@echo 'make demo   set up, train HDGE on handwritten digits, evaluate it, write a report (minutes on a CPU)'
+	@echo 'make test   set up, run the tests with coverage'
+	@echo 'make lint   ruff and mypy'
+	@echo 'make bench  time the loss against its rivals'
+	@echo 'make wheel  build the wheel into dist/'
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "ebmhybrid needs Python 3.10 or newer; name one with make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.base: setup.cfg pyproject.toml | $(VENV)/bin/python
+	@echo 'installing (PyTorch is several GB; this happens once)'
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.base
+	$(PIP) --editable '.[test]'
+	@touch $@
+
+$(VENV)/.lint: $(VENV)/.base
+	$(PIP) --editable '.[lint]'
+	@touch $@
+
+demo: $(VENV)/.base
+	$(BIN)/ebmhybrid train --recipe digits_hdge
+	$(BIN)/ebmhybrid eval --attack fgsm --attack pgd
+
+test: $(VENV)/.test
+	$(TEST_ENV) $(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.base
+	$(TEST_ENV) $(BIN)/python -m benchmarks.loss
+
+wheel: $(VENV)/.base
+	rm -rf build dist
+	$(BIN)/python -m pip --disable-pip-version-check --quiet wheel --no-deps --wheel-dir dist .
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage

@@ -1,0 +1,314 @@
+"""The command line as a user types it: what works, and each wrong input in one line with the right exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import data_files
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+import ebmhybrid as eh
+from ebmhybrid.cli import main
+
+QUICK = ["--recipe", "smoke", "training.max_steps=2", "training.batch_size=64", "--quiet"]
+
+
+def call(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("cli") / "runs" / "smoke" / "a"
+    result = call("train", *QUICK, "--out", folder)
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+def tree(folder: Path) -> set[str]:
+    return {str(p.relative_to(folder)) for p in folder.rglob("*")}
+
+
+def test_train_says_where_the_run_is(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = call("train", *QUICK)
+    assert result.exit_code == 0
+    match = re.search(r"validation accuracy [\d.]+ %, run: (runs/smoke/\d{8}-\d{6})\n", result.output)
+    assert match
+    assert (tmp_path / match[1] / "checkpoints" / "best.safetensors").is_file()
+
+
+def test_train_prints_the_resolved_recipe_and_writes_nothing(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = call("train", "--recipe", "cifar10_wrn28", "optimizer.lr=0.05", "--set", "seed=7", "--print-config")
+    assert result.exit_code == 0
+    (tmp_path / "r.yaml").write_text(result.output)
+    recipe = eh.load_recipe(tmp_path / "r.yaml")
+    assert (recipe.optimizer.lr, recipe.seed, recipe.model.depth) == (0.05, 7, 28)
+    assert tree(tmp_path) == {"r.yaml"}
+
+
+def test_the_default_recipe_is_digits_hdge() -> None:
+    assert call("train", "--print-config").output.startswith("name: digits_hdge\n")
+
+
+def test_eval_of_the_newest_run_against_svhn(run, tmp_path, monkeypatch) -> None:
+    """`ebmhybrid eval --ood svhn` as it stands: the newest run, the data folder, a report."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(run, tmp_path / "runs" / "smoke" / "old")
+    newest = tmp_path / "runs" / "smoke" / "new"
+    shutil.copytree(run, newest)
+    for path in (tmp_path / "runs" / "smoke" / "old").rglob("*"):
+        os.utime(path, (1, 1))
+    data_files.make_svhn(tmp_path / "data")
+    result = call("eval", "--ood", "svhn")
+    assert result.exit_code == 0, result.output
+    assert "OOD AUROC svhn" in result.output
+    report = Path(re.search(r"report: (\S+)", result.output)[1])
+    assert newest.name in report.parts
+    content = json.loads((report.parent / "results.json").read_text())
+    assert {"results.json", "results.csv", "report.html", "figures", "scores.npz"} <= tree(report.parent)
+    adapted = next(s for s in content["sets"] if s["name"] == "svhn")
+    assert any("resized 32x32 -> 8x8" in note for note in adapted["notes"])
+    assert any("gray" in note for note in adapted["notes"])
+
+
+def test_eval_with_everything_and_as_json(run, tmp_path) -> None:
+    out = tmp_path / "report"
+    result = call(
+        *("eval", run, "--ood", "digits:7-9", "--ood", "noise", "--score", "energy", "--score", "grad_norm"),
+        *("--attack", "fgsm", "--attack", "pgd", "--eps", "8/255", "--norm", "l2", "--limit", "40"),
+        *("--out", out, "--json"),
+    )
+    assert result.exit_code == 0, result.output
+    printed = json.loads(result.stdout)
+    assert printed == json.loads((out / "results.json").read_text())
+    assert printed["context"]["config"]["name"] == "smoke"
+    assert len(printed["context"]["weights"]["sha256"]) == 64
+    assert {row["n"] for row in printed["sets"]} == {40}
+    assert {row["norm"] for row in printed["robustness"]["rows"]} == {"l2"}
+    text = (out / "report.html").read_text()
+    assert "digits:7-9" in text
+    assert "<svg" in text
+
+
+def test_eval_of_a_weight_file_without_calibration(run, tmp_path) -> None:
+    weights = shutil.copy(run / "checkpoints" / "best.safetensors", tmp_path / "w.safetensors")
+    result = call("eval", weights, "--ood", "noise", "--no-calibration", "--limit", "30")
+    assert result.exit_code == 0, result.output
+    assert "ECE" not in result.output
+    assert list((tmp_path / "eval").glob("*/report.html"))
+
+
+def test_recipes_list_show_copy(tmp_path) -> None:
+    listed = call("recipes")
+    assert listed.output == call("recipes", "list").output
+    assert "digits_hdge" in listed.output
+    shown = call("recipes", "show", "smoke").output
+    assert "Hardware:" in shown
+    assert call("recipes", "copy", "smoke", tmp_path / "mine.yaml").exit_code == 0
+    assert (tmp_path / "mine.yaml").read_text() == shown
+    assert call("train", "--recipe", tmp_path / "mine.yaml", "--print-config").output.startswith("name: mine")
+
+
+def test_doctor_and_help() -> None:
+    doctor = call("doctor")
+    assert doctor.exit_code == 0
+    assert torch.__version__.split("+")[0] in doctor.output
+    for command in ("train", "eval"):
+        shown = call(command, "--help")
+        assert f"\nExamples:\n  ebmhybrid {command}" in shown.output
+    bare = call()
+    assert bare.exit_code == 0
+    assert "Commands:" in bare.output
+
+
+def npz(path: Path, x: np.ndarray, y: np.ndarray) -> str:
+    np.savez(path, x=x, y=y)
+    return f"npz:{path}"
+
+
+def images(n: int = 40, channels: tuple[int, ...] = (), classes: int = 7) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (n, 8, 8, *channels), dtype=np.uint8), np.arange(n) % classes
+
+
+def write(path: Path, content: bytes = b"") -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def truncated(run: Path, tmp: Path) -> Path:
+    copy = shutil.copytree(run, tmp / "cut")
+    weights = copy / "checkpoints" / "best.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    return copy
+
+
+def folder_of(tmp: Path, *names: str) -> str:
+    for name in names:
+        (tmp / "pics" / name).mkdir(parents=True)
+        write(tmp / "pics" / name / "a.png", b"no picture")
+    (tmp / "pics").mkdir(exist_ok=True)
+    return f"folder:{tmp / 'pics'}"
+
+
+TRAIN = ("train", *QUICK)
+# Each: exit status, what the one line must name, and the arguments, given (a good run, an empty folder).
+WRONG = {
+    "unknown command": (2, "No such command 'trian'. Did you mean 'train'", lambda r, t: ["trian"]),
+    "unknown option": (2, "--recip", lambda r, t: ["train", "--recip", "smoke"]),
+    "unknown recipe": (2, "no recipe 'smok'.*did you mean 'smoke'", lambda r, t: ["train", "--recipe", "smok"]),
+    "missing recipe file": (2, "x.yaml: cannot be read", lambda r, t: ["train", "--recipe", "x.yaml"]),
+    "recipe is no YAML": (2, "not valid YAML at line 1", lambda r, t: ["train", "--recipe", write(t / "r.yaml", b"[")]),
+    "unknown recipe key": (2, "optimizer.lrr.*did you mean 'optimizer.lr'", lambda r, t: [*TRAIN, "optimizer.lrr=1"]),
+    "wrong type": (2, "training.epochs = 'many'.*integer", lambda r, t: [*TRAIN, "training.epochs=many"]),
+    "negative lr": (2, "optimizer.lr = -0.1.*greater than 0", lambda r, t: [*TRAIN, "optimizer.lr=-0.1"]),
+    "not KEY=VALUE": (2, "'optimizer.lr': must be KEY=VALUE", lambda r, t: [*TRAIN, "optimizer.lr"]),
+    "unknown model": (
+        2,
+        "'wide_resnt'.*keys of wide_resnet|wide_resnt",
+        lambda r, t: [*TRAIN, "model={name: wide_resnt}"],
+    ),
+    "unknown data set": (1, "'digitz', did you mean 'digits'", lambda r, t: [*TRAIN, "data.train=digitz"]),
+    "data absent, no download": (
+        1,
+        "cifar-10-python.tar.gz",
+        lambda r, t: [*TRAIN, "data.train=cifar10", "--no-download", "--data-dir", t / "none"],
+    ),
+    "NaN images": (
+        1,
+        "x must be uint8.*float.*NaN",
+        lambda r, t: [*TRAIN, "data.train=" + npz(t / "n.npz", np.full((40, 8, 8), np.nan), images()[1])],
+    ),
+    "one class": (
+        1,
+        "at least 2 classes",
+        lambda r, t: [*TRAIN, "data.train=" + npz(t / "o.npz", images()[0], np.zeros(40, int))],
+    ),
+    "wrong channels": (
+        1,
+        "channels|C = 1 or 3|\\(N, H, W",
+        lambda r, t: [*TRAIN, "data.train=" + npz(t / "c.npz", *images(channels=(2,)))],
+    ),
+    "negative label": (
+        1,
+        "labels|y must",
+        lambda r, t: [*TRAIN, "data.train=" + npz(t / "l.npz", images()[0], images()[1] - 1)],
+    ),
+    "label out of range": (
+        1,
+        "has 9 classes, the train set digits:0-6 7",
+        lambda r, t: [*TRAIN, "data.train=digits:0-6", "data.test=" + npz(t / "m.npz", *images(classes=9))],
+    ),
+    "class filter out of range": (1, "12", lambda r, t: [*TRAIN, "data.train=digits:0-12"]),
+    "empty folder": (1, "pics", lambda r, t: [*TRAIN, "data.train=" + folder_of(t)]),
+    "corrupt picture": (1, "a.png", lambda r, t: [*TRAIN, "data.train=" + folder_of(t, "cat", "dog")]),
+    "truncated npz": (
+        1,
+        "z.npz",
+        lambda r, t: [*TRAIN, f"data.train=npz:{write(t / 'z.npz', b'PK' + bytes(50))}"],
+    ),
+    "missing npz": (1, "none.npz", lambda r, t: [*TRAIN, f"data.train=npz:{t / 'none.npz'}"]),
+    "out is a used directory": (1, "not an empty directory", lambda r, t: [*TRAIN, "--out", r]),
+    "out cannot be made": (1, "cannot be made", lambda r, t: [*TRAIN, "--out", write(t / "file") / "run"]),
+    "unknown device": (1, "device 'gpu9'", lambda r, t: [*TRAIN, "--device", "gpu9"]),
+    "resume of nothing": (2, "cannot be read", lambda r, t: ["train", "--resume", t / "none"]),
+    "resume with a recipe": (2, "leave out --recipe", lambda r, t: ["train", "--resume", r, "--recipe", "smoke"]),
+    "missing run": (1, "none: no such run", lambda r, t: ["eval", t / "none"]),
+    "no run at all": (1, "runs: no run there; make one with `ebmhybrid train`", lambda r, t: ["eval"]),
+    "truncated checkpoint": (1, "best.safetensors: cannot be read", lambda r, t: ["eval", truncated(r, t)]),
+    "unknown OOD set": (1, "'svnh', did you mean 'svhn'", lambda r, t: ["eval", r, "--ood", "svnh"]),
+    "unknown score": (2, "'enrgy'.*did you mean 'energy'", lambda r, t: ["eval", r, "--score", "enrgy"]),
+    "unknown attack": (2, "'pdg'.*did you mean 'pgd'", lambda r, t: ["eval", r, "--attack", "pdg"]),
+    "eps is no number": (2, "'8//255' is not a positive number", lambda r, t: ["eval", r, "--eps", "8//255"]),
+    "eps is negative": (2, "'-1' is not a positive number", lambda r, t: ["eval", r, "--eps", "-1"]),
+    "unknown norm": (2, "'l1' is not one of", lambda r, t: ["eval", r, "--norm", "l1"]),
+    "limit is zero": (2, "0 is not in the range", lambda r, t: ["eval", r, "--limit", "0"]),
+    "report cannot be made": (
+        1,
+        "file",
+        lambda r, t: ["eval", r, "--ood", "noise", "--limit", "20", "--out", write(t / "file") / "report"],
+    ),
+    "copy over a file": (1, "exists", lambda r, t: ["recipes", "copy", "smoke", write(t / "a.yaml")]),
+    "copy to no recipe file": (2, "must end in .yaml", lambda r, t: ["recipes", "copy", "smoke", t / "a.txt"]),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_each_wrong_input_gives_one_line_and_leaves_nothing(case: str, run: Path, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, message, make = WRONG[case]
+    arguments = make(run, tmp_path)
+    before, before_run = tree(tmp_path), tree(run)
+    result = call(*arguments)
+    assert result.exit_code == status, result.output
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("Error: ")
+    assert re.search(message, lines[0]), lines[0]
+    assert (tree(tmp_path), tree(run)) == (before, before_run)
+
+
+def test_changed_test_data_are_noticed(tmp_path) -> None:
+    data = npz(tmp_path / "d.npz", *images(140))
+    assert call(*TRAIN, f"data.train={data}", "--out", tmp_path / "a").exit_code == 0
+    npz(tmp_path / "d.npz", images(140)[0] ^ 1, images(140)[1])
+    result = call("eval", tmp_path / "a", "--ood", "noise")
+    assert result.exit_code == 1
+    assert "not those the run was made with" in result.stderr
+
+
+def test_wrn_28_10_trains_two_steps_on_cifar_10_files(tmp_path) -> None:
+    """The CIFAR-10 archive in its real layout; the real network and batch layout at a small batch."""
+    data_files.make_cifar10(tmp_path / "data", n_per_batch=40)
+    result = call(
+        *("train", "--recipe", "cifar10_wrn28", "training.max_steps=2", "training.batch_size=4"),
+        *("data.validation_fraction=0.1", "--data-dir", tmp_path / "data", "--out", tmp_path / "x", "--no-download"),
+    )
+    assert result.exit_code == 0, result.output
+    model = eh.load_model(tmp_path / "x")
+    assert sum(p.numel() for p in model.parameters()) == 36_489_290
+    assert model.metadata["classes"][0] == "airplane"
+
+
+def test_interrupting_the_process_saves_and_exits_130(tmp_path) -> None:
+    """A real process and a real SIGINT; then --resume finishes the run."""
+    out = tmp_path / "a"
+    arguments = ["--recipe", "smoke", "training.max_steps=null", "training.epochs=500", "training.log_every=1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "ebmhybrid", "train", *arguments, "--out", str(out)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("epoch 2/"):
+                process.send_signal(2)
+                break
+        process.stderr.read()
+        assert process.wait(60) == 130
+    step = eh.training.checkpoint.load_state(out / "checkpoints" / "last.state.pt")["parts"]["progress"]["step"]
+    last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["step"] == step
+    result = call("train", "--resume", out, f"training.max_steps={step + 2}", "--quiet")
+    assert result.exit_code == 0, result.output
+
+
+def test_help_is_quick_and_light() -> None:
+    code = (
+        "import sys; sys.argv = ['ebmhybrid', '--help']\n"
+        "from ebmhybrid.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print('HEAVY', sorted({'torch', 'numpy', 'pydantic', 'yaml', 'scipy'} & set(sys.modules)))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "HEAVY []" in out

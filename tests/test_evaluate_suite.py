@@ -1,0 +1,268 @@
+"""The suite: one pass a set, results that any parser reads, a page that needs nothing, and all-or-nothing writing."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ebmhybrid.evaluate import evaluate, evaluate_calibration, evaluate_ood, files, report, suite
+from ebmhybrid.evaluate.reference_rows import REFERENCE_TABLES
+
+
+class Set(list[tuple[torch.Tensor, torch.Tensor]]):
+    notes: tuple[str, ...] = ()
+    name = "set"
+
+    def digest(self) -> str:
+        return f"sha256 of {self.name}"
+
+
+def _set(name: str, n: int, seed: int, level: float = 1.0, batch: int = 16) -> Set:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.rand(n, 1, 2, 2, generator=generator) * level
+    labels = torch.where(torch.rand(n, generator=generator) < 0.7, images.flatten(1).argmax(1), 0)
+    found = Set(zip(images.split(batch), labels.split(batch), strict=True))
+    found.name = name
+    found.notes = (f"{n} images",)
+    return found
+
+
+class Counting(nn.Module):
+    """Logits proportional to pixels, and the number of images seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(5.0))
+        self.seen = 0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.seen += len(images)
+        return self.scale * images.flatten(1)
+
+
+@pytest.fixture(scope="module")
+def sets() -> dict[str, Any]:
+    return {
+        "test_set": _set("digits:0-3/test", 70, 0),
+        "validation": _set("digits:0-3/validation", 50, 1),
+        "ood_sets": {"noise": _set("noise", 30, 2, 0.4), "<script>alert(1)</script> $x$": _set("b", 20, 3, 0.7)},
+    }
+
+
+@pytest.fixture(scope="module")
+def full(sets: dict[str, Any]) -> suite.SuiteResult:
+    context = {"model": "a <script>bad()</script> model", "config": {"data": {"train": "digits:0-3"}}, "nan": np.nan}
+    scores = ("energy", "msp", "max_logit", "entropy", "grad_norm")
+    return evaluate(Counting(), **sets, scores=scores, attacks=("fgsm", "pgd"), steps=2, context=context)
+
+
+def test_each_image_is_seen_once_for_all_figures_of_logits(sets: dict[str, Any]) -> None:
+    model = Counting()
+    evaluate(model, **sets, scores=("energy", "msp", "max_logit", "entropy"))
+    assert model.seen == 70 + 50 + 30 + 20
+
+
+def test_suite_equals_its_parts_whatever_the_batches(sets: dict[str, Any], full: suite.SuiteResult) -> None:
+    calibration = evaluate_calibration(Counting(), sets["test_set"], sets["validation"])
+    assert full.calibration is not None
+    assert full.calibration.rows == calibration.rows
+    ood = evaluate_ood(Counting(), sets["test_set"], sets["ood_sets"], full.settings["scores"])
+    assert full.ood is not None
+    assert full.ood.rows == ood.rows
+    other: dict[str, Any] = {
+        "test_set": _set("digits:0-3/test", 70, 0, batch=70),
+        "validation": _set("digits:0-3/validation", 50, 1, batch=3),
+        "ood_sets": {
+            name: _set(data.name, len(torch.cat([x for x, _ in data])), seed, level, batch=11)
+            for (name, data), seed, level in zip(sets["ood_sets"].items(), (2, 3), (0.4, 0.7), strict=True)
+        },
+    }
+    again = evaluate(Counting(), **other, scores=full.settings["scores"], attacks=("fgsm", "pgd"), steps=2)
+    for mine, theirs in zip(full.rows, again.rows, strict=True):
+        assert mine == theirs or mine["metric"] == "seconds"
+
+
+def test_rows_are_long_and_every_figure_has_its_n(full: suite.SuiteResult) -> None:
+    assert {row["section"] for row in full.rows} == {"accuracy", "calibration", "ood", "robustness"}
+    assert all(row["n"] == 70 for row in full.rows)
+    assert {row["n_ood"] for row in full.rows if row["section"] == "ood"} == {30, 20, 50}
+    robust = [row for row in full.rows if row["metric"] == "robust_accuracy"]
+    assert len(robust) == 1 + 2 * 4
+    assert all(row["low"] <= row["value"] <= row["high"] for row in robust)
+
+
+def test_curve_has_a_quarter_to_twice_eps_and_stays_possible(sets: dict[str, Any], full: suite.SuiteResult) -> None:
+    assert full.robustness is not None
+    eps = [row["eps"] * 255 for row in full.robustness.rows if row["attack"] == "pgd"]
+    assert eps == pytest.approx([2, 4, 8, 16])
+    wide = evaluate(Counting(), sets["test_set"], attacks=["fgsm"], eps=0.6, calibration=False)
+    assert wide.robustness is not None
+    assert [row["eps"] for row in wide.robustness.rows] == pytest.approx([0, 0.15, 0.3, 0.6])
+
+
+def test_table_is_short_and_names_what_matters(full: suite.SuiteResult) -> None:
+    lines = full.table().splitlines()
+    assert len(lines) == 1 + 2 + 3 + 8
+    assert re.match(r"accuracy +\d+\.\d\d % \[\d+\.\d\d, \d+\.\d\d\] +n=70$", lines[0])
+    assert "OOD AUROC noise" in lines[3]
+    assert re.search(r"energy 0\.\d{4} +msp 0\.\d{4}", lines[3])
+    assert any(line.startswith("pgd linf 8/255") for line in lines)
+
+
+def test_parts_not_asked_for_are_absent(sets: dict[str, Any], tmp_path: Path) -> None:
+    result = evaluate(lambda images: images.flatten(1), sets["test_set"], calibration=False)
+    assert result.calibration is result.ood is result.robustness is None
+    assert len(result.table().splitlines()) == 1
+    content = json.loads((result.save(tmp_path / "out") / "results.json").read_text())
+    assert content["ood"] is None
+    html = (tmp_path / "out" / "report.html").read_text()
+    assert "Robustness</h2>" not in html
+    assert "No published figures" in html
+
+
+def test_mistakes_are_found_before_the_first_pass(sets: dict[str, Any]) -> None:
+    model = Counting()
+    wrong: tuple[dict[str, Any], ...] = (
+        {"scores": ["energi"]},
+        {"attacks": ["pgdd"]},
+        {"attacks": ["pgd"], "eps": 8.0},
+    )
+    for kwargs in wrong:
+        with pytest.raises(ValueError, match=r"energi|pgdd|at most 1"):
+            evaluate(model, **{**sets, **kwargs})
+    assert model.seen == 0
+
+
+def test_saved_files_say_the_same(full: suite.SuiteResult, tmp_path: Path) -> None:
+    folder = full.save(tmp_path / "deep" / "out")
+    assert sorted(path.name for path in folder.iterdir()) == sorted(files.OURS)
+
+    def no_constant(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    content = json.loads((folder / "results.json").read_text(), parse_constant=no_constant)
+    assert content["schema_version"] == "1"
+    assert content["context"]["nan"] is None
+    assert content["sets"][0] == {
+        "role": "test",
+        "name": "digits:0-3/test",
+        "n": 70,
+        "notes": ["70 images"],
+        "digest": "sha256 of digits:0-3/test",
+    }
+    assert [row["role"] for row in content["sets"]] == ["test", "validation", "ood", "ood"]
+    assert content["versions"]["torch"] == torch.__version__.split("+")[0] or content["versions"]["torch"]
+    assert content["ood"]["rows"][0]["auroc"] == full.ood.rows[0]["auroc"]  # type: ignore[union-attr]
+    with (folder / "results.csv").open() as stream:
+        table = list(csv.DictReader(stream))
+    assert len(table) == len(full.rows)
+    assert float(table[0]["value"]) == full.accuracy.rows[0]["accuracy"]
+    with np.load(folder / "scores.npz") as arrays:
+        assert len(arrays["test.energy"]) == 70
+        assert len(arrays["ood-noise.grad_norm"]) == 30
+    figures = {path.stem for path in (folder / "figures").iterdir()}
+    assert figures >= {"reliability-raw", "reliability-temperature", "scores-noise-msp", "roc-noise", "robustness"}
+    assert len(figures) == 2 + 2 * 6 + 1
+
+
+class _Page(HTMLParser):
+    """Collects what a browser would load, ids, and tags."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.tags: list[str] = []
+        self.unscoped: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.tags.append(tag)
+        self.ids += [found["id"] or ""] if "id" in found else []
+        self.links += [found[name] or "" for name in ("src", "href", "xlink:href", "data") if name in found]
+        if tag == "th" and "scope" not in found:
+            self.unscoped.append(str(found))
+
+
+def test_page_is_self_contained_escaped_and_has_unique_ids(full: suite.SuiteResult, tmp_path: Path) -> None:
+    text = (full.save(tmp_path / "out") / "report.html").read_text()
+    page = _Page()
+    page.feed(text)
+    assert not re.search(r"https?:|@import|url\((?!#)", text)
+    assert all(link.startswith("#") and link[1:] in page.ids for link in page.links)
+    assert len(page.ids) == len(set(page.ids))
+    assert "script" not in page.tags
+    assert "a &lt;script&gt;bad()&lt;/script&gt; model" in text
+    assert not page.unscoped
+    assert page.tags.count("h1") == 1
+    assert page.tags.count("svg") == 2 + 2 * 6 + 1
+    for section in ("Accuracy", "Calibration", "OOD detection", "Robustness", "Data", "Recipe and versions"):
+        assert f">{section}</h2>" in text
+
+
+@pytest.fixture(scope="module")
+def brief(sets: dict[str, Any]) -> suite.SuiteResult:
+    return evaluate(Counting(), sets["test_set"])
+
+
+def test_saved_twice_the_page_is_the_same(brief: suite.SuiteResult, tmp_path: Path) -> None:
+    pages = [(brief.save(tmp_path / name) / "report.html").read_text() for name in ("a", "b")]
+    assert pages[0] == pages[1]
+
+
+def test_published_figures_stand_only_beside_their_data(sets: dict[str, Any], tmp_path: Path) -> None:
+    result = evaluate(Counting(), **sets, context={"config": {"data": {"train": "cifar100"}}})
+    html = (result.save(tmp_path / "out") / "report.html").read_text()
+    assert "HDGE paper" in html
+    assert ">80.9<" in html
+    assert ">96.7<" not in html  # CIFAR-10's
+    assert report.trained_on(result) == "cifar100"
+    assert all(len(row) == len(table.columns) + 1 for table in REFERENCE_TABLES for row in table.rows)
+
+
+def test_a_failure_in_the_middle_leaves_the_former_evaluation(
+    brief: suite.SuiteResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = brief.save(tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+    def fail(*_: Any) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(report, "render", fail)
+    with pytest.raises(ValueError, match=r"cannot write the evaluation to .*out: No space left on device"):
+        brief.save(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_evaluation_is_replaced_and_nothing_else_is(brief: suite.SuiteResult, tmp_path: Path) -> None:
+    folder = brief.save(tmp_path / "out")
+    (folder / "results.json").write_text("old")
+    brief.save(folder)
+    assert (folder / "results.json").read_text() != "old"
+    (folder / "thesis.tex").write_text("precious")
+    with pytest.raises(ValueError, match=r"holds 'thesis.tex'"):
+        brief.save(folder)
+    assert (folder / "thesis.tex").read_text() == "precious"
+    with pytest.raises(ValueError, match="not a folder"):
+        brief.save(folder / "thesis.tex")
+    with pytest.raises(ValueError, match="Not a directory"):
+        brief.save(folder / "thesis.tex" / "out")
+
+
+def test_limit_is_told(sets: dict[str, Any]) -> None:
+    result = evaluate(Counting(), **sets, limit=25, attacks=["fgsm"])
+    assert [row["n"] for row in result.sets] == [25, 25, 25, 20]
+    assert result.robustness is not None
+    assert {row["n"] for row in (*result.accuracy.rows, *result.robustness.rows)} == {25}
+    assert result.settings["limit"] == 25

@@ -1,0 +1,132 @@
+"""Recipes: precedence, round trip, and every mistake named."""
+
+from __future__ import annotations
+
+import pytest
+
+from ebmhybrid.errors import RecipeError
+from ebmhybrid.recipe import load_recipe, recipe_names, recipe_text
+from ebmhybrid.schema import Recipe
+
+REQUIRED = {
+    "cifar10_wrn28",
+    "cifar10_wrn28_ce",
+    "cifar10_wrn28_energy",
+    "cifar100_wrn28",
+    "digits_ce",
+    "digits_hdge",
+    "digits_hdge_released",
+    "fashion_mnist_hdge",
+    "smoke",
+}
+
+
+def test_the_promised_recipes_exist() -> None:
+    assert set(recipe_names()) >= REQUIRED
+
+
+@pytest.mark.parametrize("name", sorted(REQUIRED))
+def test_each_recipe_loads_round_trips_and_is_headed(name: str, tmp_path) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    (tmp_path / "config.yaml").write_text(recipe.to_yaml())
+    assert load_recipe(tmp_path / "config.yaml") == recipe
+    heading = [line for line in recipe_text(name).splitlines() if line.startswith("#")]
+    for word in (f"ebmhybrid train --recipe {name}", "Hardware:", "Expected:"):
+        assert any(word in line for line in heading), word
+    if "wrn28" in name:
+        assert any("not yet reproduced" in line for line in heading)
+
+
+def test_published_settings() -> None:
+    accuracy, energy = load_recipe("cifar10_wrn28"), load_recipe("cifar10_wrn28_energy")
+    assert (accuracy.model.norm, accuracy.model.dropout, accuracy.training.batch_size) == ("batch", 0.3, 128)
+    assert accuracy.optimizer.name == "sgd"
+    assert accuracy.objective.hdge is not None
+    assert (accuracy.objective.hdge.form, accuracy.objective.hdge.bank_size) == ("released", 65536)
+    assert (energy.model.norm, energy.optimizer.name, energy.optimizer.lr) == ("none", "adam", 1e-4)
+    assert (energy.schedule.warmup_steps, energy.schedule.milestones) == (1000, [160, 180])
+
+
+def test_overrides_beat_the_file_and_the_file_beats_the_defaults(tmp_path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("optimizer: {lr: 0.2}\n")
+    recipe = load_recipe(path, ["optimizer.lr=1e-3", "model.depth=10", "data.augment.flip=true"])
+    assert recipe.name == "mine"
+    assert (recipe.optimizer.lr, recipe.model.depth, recipe.data.augment.flip) == (0.001, 10, True)
+    assert load_recipe(path).optimizer.lr == 0.2
+    assert recipe.optimizer.momentum == Recipe().optimizer.momentum
+
+
+def test_foreign_models_round_trip_without_wide_resnet_keys(tmp_path) -> None:
+    recipe = load_recipe("smoke", ["model={name: torchvision/resnet18}", "model.options={zero_init_residual: true}"])
+    (tmp_path / "c.yaml").write_text(recipe.to_yaml())
+    assert load_recipe(tmp_path / "c.yaml").model.arguments() == {"zero_init_residual": True}
+
+
+WRONG = [
+    (["optimizr.lr=1"], "unknown key 'optimizr', did you mean 'optimizer'"),
+    (["optimizer.lrr=1"], "unknown key 'optimizer.lrr', did you mean 'optimizer.lr'"),
+    (["data.augment.flop=true"], "did you mean 'data.augment.flip'"),
+    (["optimizer.lr=-1"], r"optimizer\.lr = -1.*greater than 0"),
+    (["optimizer.lr=fast"], r"optimizer\.lr = 'fast'.*number"),
+    (["optimizer.lr=.inf"], r"optimizer\.lr = inf.*finite"),
+    (["seed=1.5"], r"seed = 1\.5.*integer"),
+    (["seed=true"], "seed = True.*integer"),
+    (["training.epochs=0"], r"training\.epochs = 0"),
+    (["training=3"], "training = 3"),
+    (["model.depth=11"], r"depth must be 6 n \+ 4.*got 11"),
+    (["model.mean=abc"], r"model\.mean = 'abc'"),
+    (["model.name=torchvision/resnet18"], "keys of wide_resnet; give torchvision/resnet18 its arguments in options"),
+    (["model.options={a: 1}"], "options are for"),
+    (["objective.hdge=null"], "objective: needs at least one term of: ce, hdge"),
+    (["objective.hdge.form=article"], r"objective\.hdge\.form = 'article'.*'released' or 'paper'"),
+    (["schedule.name=step"], "milestones"),
+    (["name=a/b"], "name = 'a/b'"),
+    (["reference={families: [smooth]}", "objective.hdge.negatives=bank"], "reference images enter live columns"),
+    (["data.augment.mixup_alpha=1.0", "objective.hdge.form=released"], "mixup needs"),
+    (["lr"], "must be KEY=VALUE"),
+    ([".lr=1"], "must be KEY=VALUE"),
+    (["seed=[1"], "not valid YAML"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "message"), WRONG)
+def test_each_mistake_is_named_in_one_line(overrides, message) -> None:
+    with pytest.raises(RecipeError, match=message) as caught:
+        load_recipe("smoke", overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    with pytest.raises(RecipeError, match=r"optimizer\.lr = -1.*unknown key 'modle'.*seed = -2|seed.*modle"):
+        load_recipe("smoke", ["optimizer.lr=-1", "modle=3", "seed=-2"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a: [1", "not valid YAML at line"),
+        (b"- 1\n", "must be a mapping"),
+        (b"", "must be a mapping"),
+        (b"\xff\xfe\x00", "cannot be read"),
+        (b"seed: !!python/object/apply:os.system ['echo']", "not valid YAML"),
+    ],
+)
+def test_files_that_are_no_recipes(content: bytes, message: str, tmp_path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_bytes(content)
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(path)
+
+
+def test_missing_file_and_unknown_name() -> None:
+    with pytest.raises(RecipeError, match=r"nothing\.yaml: cannot be read \(No such file"):
+        load_recipe("nothing.yaml")
+    with pytest.raises(RecipeError, match="no recipe 'digits_hdgee': did you mean 'digits_hdge'"):
+        load_recipe("digits_hdgee")
+
+
+def test_a_recipe_is_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Recipe().seed = 3  # type: ignore[misc]
