@@ -19,7 +19,7 @@ T = TypeVar("T")
 class OneLineErrors(click.Group):
     """A group whose errors are one line on stderr with status 1 (failed) or 2 (usage), without the usage text."""
 
-    def main(  # type: ignore[override]  # click declares one overload for each value of standalone_mode
+    def main(
         self,
         args: Sequence[str] | None = None,
         prog_name: str | None = None,

@@ -1,10 +1,10 @@
 """One batch under attack by torchattacks, with its traps closed.
 
 torchattacks 3.5.1 clamps any input into [0, 1] without a word, draws from the global random state, puts a frozen
-BatchNorm back into train mode, prints when a model has no parameter, keeps a reference to every model it has attacked,
-leaves an L2 step near zero when gradients are small, and has cross-entropy only, which saturates. Hence: images are
-checked by the caller, the random state is forked and seeded, modes and flags are restored, the model is wrapped and let
-go, its logits are kept from saturating, and the result is projected again.
+BatchNorm back into train mode, prints when a model has no parameter, leaves an L2 step near zero when gradients are
+small, and has cross-entropy only, which saturates. Hence: images are checked by the caller, the random state is forked
+and seeded, modes and flags are restored, the model is wrapped, its logits are kept from saturating, and the result is
+projected again.
 """
 
 from __future__ import annotations
@@ -86,10 +86,7 @@ def unsaturated(logits: Tensor) -> Tensor:
 
 
 class AttackedModel(nn.Module):
-    """A model as torchattacks wants it: a Module with a parameter, logits that do not saturate, no autocast.
-
-    As a context manager it lets the model go at the end, since torchattacks keeps the wrapper for ever.
-    """
+    """A model as torchattacks wants it: a Module with a parameter, logits that do not saturate, no autocast."""
 
     def __init__(self, model: Model, device: torch.device | str | None) -> None:
         super().__init__()
@@ -98,12 +95,6 @@ class AttackedModel(nn.Module):
         # in a list, so that torchattacks' eval() and train() do not reach the model's modules
         self._model: list[Model] = [model]
         self.training = False
-
-    def __enter__(self) -> AttackedModel:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._model.clear()
 
     def forward(self, images: Tensor) -> Tensor:
         with torch.autocast(images.device.type, enabled=False):

@@ -101,6 +101,7 @@ def draw_histogram(axes: Axes, inside: np.ndarray, outside: np.ndarray, score: s
             linewidth=1.4,
             label=f"{side}: {_plain(name)}",
         )
+    axes.locator_params(axis="y", nbins=5)
     axes.set(
         xlabel=SCORE_LABELS.get(score, score), ylabel="density", title=f"{_plain(names[0])} and {_plain(names[1])}"
     )

@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -95,9 +96,11 @@ def evaluate_robustness(
     name = set_name(data)
     device = model_device(model) if device is None else device
     base_seed = _draw_seed(generator)
+    import_module("torchattacks")  # now, so that the first row's seconds do not hold it
     n = clean = zero_gradients = 0
     source: Iterable[Any] = _recut(batches(data, name, limit, device), batch_size)
-    with guarded(model), AttackedModel(model, device) as target:
+    target = AttackedModel(model, device)
+    with guarded(model):
         for number, (images, labels) in enumerate(progress(source, f"{name}: attack") if progress else source):
             images = images.clamp(0, 1)
             right = _right(target, images, labels, name, n)

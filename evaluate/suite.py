@@ -124,9 +124,9 @@ def evaluate(
     30
     """
     names, attacks = check_scores(scores), tuple(attacks)
-    radii = [eps * factor for factor in CURVE if norm != "linf" or factor <= 1 or eps * factor <= 1]
+    budget: dict[str, Any] = {"norm": norm, "eps": _curve(norm, eps), "steps": steps, "restarts": restarts}
     if attacks:
-        check_attacks(attacks, norm, radii, steps, restarts)
+        check_attacks(attacks, **budget)
 
     def look(data: ImageSet, name: str | None = None, labelled: bool = True) -> Predictions:
         return predict(model, data, device, progress, name=name, limit=limit, labelled=labelled)
@@ -137,39 +137,33 @@ def evaluate(
     test = look(test_set)
     test_scores = score(test, test_set)
     held_out = look(validation) if calibration and validation is not None else None
-    strangers = {str(name): look(data, str(name), labelled=False) for name, data in (ood_sets or {}).items()}
-    ood_scores = {str(name): score(strangers[str(name)], data) for name, data in (ood_sets or {}).items()}
+    sets, ood_scores = [_described("test", test)], {}
+    sets += [_described("validation", held_out)] if held_out else []
+    for name, data in (ood_sets or {}).items():
+        stranger = look(data, str(name), labelled=False)
+        ood_scores[str(name)] = score(stranger, data)
+        sets.append(_described("ood", stranger))
     robust = None
     if attacks:
-        budget: dict[str, Any] = {"norm": norm, "eps": radii, "steps": steps, "restarts": restarts}
-        robust = evaluate_robustness(
-            model, test_set, attacks, **budget, generator=generator, limit=limit, device=device, progress=progress
-        )
-    roles = [
-        ("test", test),
-        *([("validation", held_out)] if held_out else []),
-        *(("ood", p) for p in strangers.values()),
-    ]
+        budget |= {"generator": generator, "limit": limit, "device": device, "progress": progress}
+        robust = evaluate_robustness(model, test_set, attacks, **budget)
+    settings = {"scores": list(names), "calibration": calibration, "attacks": list(attacks), "limit": limit}
     return SuiteResult(
         accuracy=accuracy_of(test),
         calibration=calibration_of(test, held_out) if calibration else None,
         ood=compare(test.name, test_scores, ood_scores) if ood_scores else None,
         robustness=robust,
-        sets=tuple(_described(role, predictions) for role, predictions in roles),
-        settings={
-            "scores": list(names),
-            "calibration": calibration,
-            "attacks": list(attacks),
-            "norm": norm,
-            "eps": eps,
-            "steps": steps,
-            "restarts": restarts,
-            "limit": limit,
-        },
+        sets=tuple(sets),
+        settings=settings | {"norm": norm, "eps": eps, "steps": steps, "restarts": restarts},
         context=dict(context or {}),
         versions=package_versions(),
         test_scores=test_scores,
     )
+
+
+def _curve(norm: str, eps: float) -> list[float]:
+    """eps / 4, eps / 2, eps and 2 eps, the last one left out where a linf ball would be wider than [0, 1]."""
+    return [eps * factor for factor in CURVE if factor <= 1 or norm != "linf" or eps * factor <= 1]
 
 
 def _described(role: str, predictions: Predictions) -> dict[str, Any]:
