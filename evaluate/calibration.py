@@ -25,7 +25,7 @@ from .calibration_metrics import (
     nll_of_logits,
     reliability_bins,
 )
-from .calibration_tools import bootstrap_interval, fit_temperature, netcal_ece, perfect_model_ece
+from .calibration_tools import at_bound, bootstrap_interval, fit_temperature, netcal_ece, perfect_model_ece
 from .predictions import ImageSet, Model, Predictions, Progress, check_labels, predict, softmax
 
 if TYPE_CHECKING:
@@ -110,14 +110,19 @@ def calibration_of(test: Predictions, validation: Predictions | None = None) -> 
     """:func:`evaluate_calibration` from logits already at hand."""
     for predictions in (test, *([validation] if validation else [])):
         check_labels(predictions.labels, predictions.logits.shape[1], predictions.name)
-    variants: list[tuple[str, float, int | None]] = [("raw", 1.0, None)]
+    variants: list[tuple[str, float, Predictions | None]] = [("raw", 1.0, None)]
     if validation is not None:
-        variants.append(("temperature", fit_temperature(validation.logits, validation.labels), len(validation)))
+        variants.append(("temperature", fit_temperature(validation.logits, validation.labels), validation))
     rows, diagrams = [], {}
-    for variant, temperature, n_validation in variants:
+    for variant, temperature, held_out in variants:
         logits = test.logits / temperature
-        row = _row(variant, logits, test.labels)
-        rows.append(row | {"set": test.name, "temperature": temperature, "n_validation": n_validation})
+        fit = {
+            "set": test.name,
+            "temperature": temperature,
+            "temperature_at_bound": held_out is not None and at_bound(held_out.logits, held_out.labels, temperature),
+            "n_validation": None if held_out is None else len(held_out),
+        }
+        rows.append(_row(variant, logits, test.labels) | fit)
         diagrams[variant] = reliability_bins(softmax(logits), test.labels)
     return CalibrationResult(tuple(rows), diagrams)
 

@@ -113,6 +113,13 @@ def fit_temperature(logits: Array, labels: Array) -> float:
     return math.exp(float(found.x))
 
 
+def at_bound(logits: Array, labels: Array, temperature: float) -> bool:
+    """Whether a fitted temperature is no optimum: at a bound of the search the NLL is no worse than there."""
+    values, targets = as_numpy(logits).astype(np.float64), as_numpy(labels)
+    reached = nll_of_logits(values / temperature, targets)
+    return any(nll_of_logits(values / math.exp(bound), targets) <= reached + 1e-9 for bound in _LOG_T_BOUNDS)
+
+
 def netcal_ece(probabilities: Array, labels: Array, bins: int = 15) -> float | None:
     """ECE as netcal computes it, in float64: a second opinion. None where netcal refuses, with two labels or fewer.
 

@@ -108,9 +108,9 @@ def _cards(result: SuiteResult) -> list[dict[str, str]]:
     interval = f"95 % interval {100 * row['accuracy_low']:.2f} to {100 * row['accuracy_high']:.2f}, n = {row['n']:,}"
     cards = [{"name": "Accuracy", "value": f"{100 * row['accuracy']:.2f} %", "note": interval}]
     if result.calibration:
-        row = result.calibration.rows[-1]
-        done = "as trained" if row["variant"] == "raw" else f"at temperature {row['temperature']:.3g}"
-        note = f"{done}; a perfect model shows {row['ece_15_perfect']:.4f}, n = {row['n']:,}"
+        row, *scaled = result.calibration.rows
+        after = "".join(f"; {one['ece_15']:.4f} at temperature {one['temperature']:.3g}" for one in scaled)
+        note = f"as trained{after}; a perfect model shows {row['ece_15_perfect']:.4f}, n = {row['n']:,}"
         cards.append({"name": "ECE, 15 bins", "value": f"{row['ece_15']:.4f}", "note": note})
     if result.ood:
         score, count = next(iter(result.ood.id_scores)), len(result.ood.ood_scores)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ebmhybrid.errors import EbmhybridError, nearest
+from ebmhybrid.errors import EbmhybridError, UsageError, nearest
 
 from .accuracy import wilson_interval
 from .attacks import ATTACKS, NORMS, AttackedModel, attack_batch, guarded, seed_of
@@ -130,17 +130,17 @@ def check_attacks(
     names = (attacks,) if isinstance(attacks, str) else tuple(dict.fromkeys(attacks))
     radii = [float(radius) for radius in ([eps] if isinstance(eps, (int, float)) else eps)]
     if norm not in NORMS:
-        raise EbmhybridError(f"unknown norm {norm!r}: {nearest(norm, NORMS)}")
+        raise UsageError(f"unknown norm {norm!r}: {nearest(norm, NORMS)}")
     if not names or not radii:
-        raise EbmhybridError(f"need an attack and an eps, got attacks={list(names)}, eps={radii}")
+        raise UsageError(f"need an attack and an eps, got attacks={list(names)}, eps={radii}")
     for attack in names:
         if attack not in ATTACKS:
-            raise EbmhybridError(f"unknown attack {attack!r}: {nearest(attack, ATTACKS)}")
+            raise UsageError(f"unknown attack {attack!r}: {nearest(attack, ATTACKS)}")
     for radius in radii:
         if not (radius > 0 and math.isfinite(radius)):
-            raise EbmhybridError(f"eps must be positive, got {radius}")
+            raise UsageError(f"eps must be positive, got {radius}")
         if norm == "linf" and radius > 1:
-            raise EbmhybridError(f"eps must be at most 1 for linf, got {radius}: pixels lie in [0, 1], as in 8/255")
+            raise UsageError(f"eps must be at most 1 for linf, got {radius}: pixels lie in [0, 1], as in 8/255")
     if steps < 1 or restarts < 1:
         raise EbmhybridError(f"steps and restarts must be at least 1, got {steps} and {restarts}")
     return [

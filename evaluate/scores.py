@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ebmhybrid.energies import log_density
-from ebmhybrid.errors import EbmhybridError, nearest
+from ebmhybrid.errors import UsageError, nearest
 
 from .predictions import ImageSet, Model, Progress, batches, evaluating, model_device, set_name
 
@@ -115,10 +115,10 @@ def check_scores(names: Iterable[str]) -> tuple[str, ...]:
     """The names without repetition, or an error that names the unknown one and its nearest neighbour."""
     names = (names,) if isinstance(names, str) else tuple(dict.fromkeys(names))
     if not names:
-        raise EbmhybridError(f"no score was asked for; valid: {', '.join(sorted({*SCORES, *MODEL_SCORES}))}")
+        raise UsageError(f"no score was asked for; valid: {', '.join(sorted({*SCORES, *MODEL_SCORES}))}")
     for name in names:
         if name not in SCORES and name not in MODEL_SCORES:
-            raise EbmhybridError(f"unknown score {name!r}: {nearest(name, {*SCORES, *MODEL_SCORES})}")
+            raise UsageError(f"unknown score {name!r}: {nearest(name, {*SCORES, *MODEL_SCORES})}")
     return names
 
 
