@@ -81,6 +81,8 @@ def guarded(work: Callable[[], T]) -> T:
     """Run a command's work; a user's mistake or a failed write becomes one line and an exit status, no traceback."""
     try:
         return work()
+    except BrokenPipeError:  # the reader of a pipe has gone: click ends quietly
+        raise
     except UsageError as error:
         raise WrongUsage(str(error)) from error
     except (EbmhybridError, OSError) as error:

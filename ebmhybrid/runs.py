@@ -16,6 +16,7 @@ import yaml
 from ebmhybrid.data import ImageSet, Splits, load_set
 from ebmhybrid.errors import CheckpointError, DataError
 from ebmhybrid.evaluate import suite
+from ebmhybrid.evaluate.scores import check_scores
 from ebmhybrid.recipe import parse_recipe
 from ebmhybrid.training.checkpoint import find_weights, load_model
 from ebmhybrid.training.engine import pick_device
@@ -70,6 +71,7 @@ def evaluate_run(
     recipe = parse_recipe(metadata["recipe"], str(weights))
     defaults = recipe.evaluation
     names = list(dict.fromkeys(defaults.ood if ood is None else ood))
+    scores = check_scores(defaults.scores if scores is None else scores)  # before any data set is fetched
     splits = _splits(recipe, weights, data_dir, download)
     channels, size, _ = metadata["image_shape"]
 
@@ -85,7 +87,7 @@ def evaluate_run(
         prepared(splits.test),
         validation=prepared(splits.validation),
         ood_sets=ood_sets,
-        scores=defaults.scores if scores is None else scores,
+        scores=scores,
         calibration=calibration,
         attacks=defaults.attacks if attacks is None else attacks,
         norm=norm or defaults.norm,
@@ -94,7 +96,7 @@ def evaluate_run(
         limit=limit,
         progress=progress,
         context={
-            "model": f"{recipe.name} ({weights})",
+            "model": recipe.name,
             "weights": {"path": str(weights), "sha256": hashlib.sha256(weights.read_bytes()).hexdigest()},
             "config": yaml.safe_load(metadata["recipe"]),
         },
