@@ -159,14 +159,15 @@ def train(
     def work() -> None:
         from ebmhybrid.recipe import load_recipe
 
-        loaded = load_recipe(Path(resume) / "config.yaml" if resume else recipe or "digits_hdge", changes)
+        source = Path(resume) / "config.yaml" if resume else recipe or "digits_hdge"
         if print_config:
-            click.echo(loaded.to_yaml(), nl=False)
+            click.echo(load_recipe(source, changes).to_yaml(), nl=False)
             return
+        loaded = None if resume else load_recipe(source, changes)
         from ebmhybrid.training import train as run_training
 
         run = run_training(
-            None if resume else loaded,
+            loaded,
             out,
             resume=resume,
             overrides=changes,

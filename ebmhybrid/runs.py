@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from ebmhybrid.evaluate.scores import check_scores
 from ebmhybrid.recipe import parse_recipe
 from ebmhybrid.training.checkpoint import find_weights, load_model
 from ebmhybrid.training.engine import pick_device
+from ebmhybrid.training.records import fresh_folder
 from ebmhybrid.training.setup import load_data
 
 if TYPE_CHECKING:
@@ -107,8 +107,7 @@ def evaluate_run(
 def evaluation_folder(run: str | Path) -> Path:
     """Where an evaluation of a run goes by default: <run>/eval/<date-time>, or beside a lone weight file."""
     run = Path(run)
-    base = run if run.is_dir() else run.parent
-    return base / "eval" / f"{datetime.now():%Y%m%d-%H%M%S}"
+    return fresh_folder((run if run.is_dir() else run.parent) / "eval")
 
 
 def _splits(recipe: Recipe, weights: Path, data_dir: str | Path, download: bool) -> Splits:
@@ -151,7 +150,5 @@ def doctor() -> Iterator[tuple[str, str]]:
             yield f"cuda:{index}", torch.cuda.get_device_name(index)
     else:
         yield "cuda", "not available: runs use the CPU"
-    fast = torch.backends.cpu.get_cpu_capability()
-    yield "cpu", f"{fast}; bf16 instructions: {'yes' if torch.cpu._is_avx512_bf16_supported() else 'no'}"
     for extra, module in (("autoattack", "pyautoattack"), ("timm", "timm")):
         yield f"extra {extra}", "installed" if find_spec(module) else f"missing: pip install 'ebmhybrid[{extra}]'"

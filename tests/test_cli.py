@@ -222,7 +222,7 @@ WRONG = {
     "out is a used directory": (1, "not an empty directory", lambda r, t: [*TRAIN, "--out", r]),
     "out cannot be made": (1, "cannot be made", lambda r, t: [*TRAIN, "--out", write(t / "file") / "run"]),
     "unknown device": (1, "device 'gpu9'", lambda r, t: [*TRAIN, "--device", "gpu9"]),
-    "resume of nothing": (2, "cannot be read", lambda r, t: ["train", "--resume", t / "none"]),
+    "resume of nothing": (1, "none: no run to resume", lambda r, t: ["train", "--resume", t / "none"]),
     "resume with a recipe": (2, "leave out --recipe", lambda r, t: ["train", "--resume", r, "--recipe", "smoke"]),
     "missing run": (1, "none: no such run", lambda r, t: ["eval", t / "none"]),
     "no run at all": (1, "runs: no run there; make one with `ebmhybrid train`", lambda r, t: ["eval"]),

@@ -148,7 +148,7 @@ def test_resume_takes_overrides_and_refuses_what_does_not_fit(finished, tmp_path
         eh.train(resume=folder, overrides=["model.width=2"], progress=False)
     with pytest.raises(CheckpointError, match="training data is not that of the run"):
         eh.train(resume=folder, overrides=["data.split_seed=1"], progress=False)
-    with pytest.raises(RecipeError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match="nothing: no run to resume"):
         eh.train(resume=tmp_path / "nothing", progress=False)
     with pytest.raises(EbmhybridError, match="either a recipe or a run"):
         eh.train()

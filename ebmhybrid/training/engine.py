@@ -5,20 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ebmhybrid.data import ImageSet, augment, batches, mixup, reference_images
-from ebmhybrid.errors import EbmhybridError, TrainingError
+from ebmhybrid.errors import CheckpointError, EbmhybridError, TrainingError
 from ebmhybrid.recipe import Recipe, load_recipe
 from ebmhybrid.training import checkpoint
 from ebmhybrid.training.interrupt import Interrupt
 from ebmhybrid.training.log import RunLog
 from ebmhybrid.training.meter import Meter, validate
-from ebmhybrid.training.records import open_folder, restore, save, write_records
+from ebmhybrid.training.records import fresh_folder, open_folder, restore, save, write_records
 from ebmhybrid.training.setup import PRECISIONS, Parts, build_parts, epoch_generator, load_data
 
 Forward = Callable[[Tensor], Tensor]
@@ -62,6 +61,8 @@ def train(
     if (recipe is None) == (resume is None):
         raise EbmhybridError("train takes either a recipe or a run to resume")
     if resume is not None:
+        if not Path(resume, "config.yaml").is_file():
+            raise CheckpointError(f"{resume}: no run to resume, it holds no config.yaml")
         recipe = load_recipe(Path(resume) / "config.yaml", overrides or ())
     assert recipe is not None
     where = pick_device(device)
@@ -70,7 +71,7 @@ def train(
         splits = load_data(recipe, str(data_dir), download)
         parts = build_parts(recipe, splits, where)
         if resume is None:
-            folder = open_folder(out or f"runs/{recipe.name}/{datetime.now():%Y%m%d-%H%M%S}")
+            folder = open_folder(out or fresh_folder(Path("runs", recipe.name)))
         else:
             folder = Path(resume)
             restore(parts, folder)

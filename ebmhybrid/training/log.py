@@ -76,7 +76,8 @@ class RunLog:
         if self.bar is not None:
             self.bar.update(step - self.bar.n)
             if shown:
-                self.bar.set_postfix({key: f"{value:.3g}" for key, value in shown.items()})
+                short = {"images_per_second": "images/s"}
+                self.bar.set_postfix({short.get(key, key): f"{value:.4g}" for key, value in shown.items()})
 
     def time_left(self, step: int) -> str:
         """An estimate like `1m05s`."""

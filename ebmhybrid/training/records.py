@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import time
+from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,13 @@ from ebmhybrid.training.checkpoint import write_atomically
 from ebmhybrid.training.setup import Parts
 
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pydantic", "safetensors")
+
+
+def fresh_folder(parent: Path) -> Path:
+    """<parent>/<date-time>, with a number behind it where a run began in the same second."""
+    name = f"{datetime.now():%Y%m%d-%H%M%S}"
+    taken = sum(1 for _ in parent.glob(f"{name}*"))
+    return parent / (f"{name}-{taken + 1}" if taken else name)
 
 
 def open_folder(out: str | Path) -> Path:
