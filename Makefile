@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
-# One thread: two-thread kernels stall when the second core is busy, and the suite would take ten times as long.
+# One thread: the tests' tensors are small, and on a busy machine two-thread kernels stall.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .PHONY: demo test lint bench wheel clean help

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -230,28 +229,23 @@ def evaluate(
         from ebmhybrid.runs import evaluate_run, evaluation_folder, newest_run
 
         chosen = Path(run) if run else newest_run()
-        try:
-            result = evaluate_run(
-                chosen,
-                ood=ood or None,
-                scores=scores or None,
-                calibration=calibration,
-                attacks=attacks or None,
-                norm=norm,
-                eps=eps,
-                limit=limit,
-                data_dir=data_dir,
-                download=not no_download,
-                device=device,
-                progress=bar,
-            )
-        except EbmhybridError:
-            raise
-        except ValueError as error:  # what the evaluation refuses: an unknown score, an eps out of range, NaN images
-            raise WrongUsage(str(error)) from error
+        result = evaluate_run(
+            chosen,
+            ood=ood or None,
+            scores=scores or None,
+            calibration=calibration,
+            attacks=attacks or None,
+            norm=norm,
+            eps=eps,
+            limit=limit,
+            data_dir=data_dir,
+            download=not no_download,
+            device=device,
+            progress=bar,
+        )
         folder = result.save(out or evaluation_folder(chosen))
         if as_json:
-            click.echo(json.dumps(result.as_dict(), indent=2))
+            click.echo((folder / "results.json").read_text(encoding="utf-8"), nl=False)
         else:
             click.echo(result.table())
             click.echo(f"\nreport: {folder / 'report.html'}")

@@ -13,9 +13,8 @@ import torch
 import yaml
 
 from ebmhybrid.data import ImageSet, Splits, load_set
-from ebmhybrid.errors import CheckpointError, DataError
+from ebmhybrid.errors import CheckpointError, DataError, UsageError
 from ebmhybrid.evaluate import suite
-from ebmhybrid.evaluate.scores import check_scores
 from ebmhybrid.recipe import parse_recipe
 from ebmhybrid.training.checkpoint import find_weights, load_model
 from ebmhybrid.training.engine import pick_device
@@ -62,7 +61,6 @@ def evaluate_run(
 
     Raises:
         EbmhybridError: a run, a set or a name that cannot be used.
-        ValueError: a score, an attack or an eps that cannot be used.
     """
     where = pick_device(device)
     model = load_model(run, where)
@@ -71,7 +69,12 @@ def evaluate_run(
     recipe = parse_recipe(metadata["recipe"], str(weights))
     defaults = recipe.evaluation
     names = list(dict.fromkeys(defaults.ood if ood is None else ood))
-    scores = check_scores(defaults.scores if scores is None else scores)  # before any data set is fetched
+    scores = defaults.scores if scores is None else scores
+    attacks = defaults.attacks if attacks is None else attacks
+    if not attacks and (eps is not None or norm is not None):
+        raise UsageError("eps and norm belong to an attack, and none was asked for: add --attack pgd")
+    norm, eps = norm or defaults.norm, defaults.eps if eps is None else eps
+    suite.check(scores, attacks, norm, eps)  # before any data set is fetched
     splits = _splits(recipe, weights, data_dir, download)
     channels, size, _ = metadata["image_shape"]
 
@@ -89,9 +92,9 @@ def evaluate_run(
         ood_sets=ood_sets,
         scores=scores,
         calibration=calibration,
-        attacks=defaults.attacks if attacks is None else attacks,
-        norm=norm or defaults.norm,
-        eps=defaults.eps if eps is None else eps,
+        attacks=attacks,
+        norm=norm,
+        eps=eps,
         generator=torch.Generator().manual_seed(recipe.seed),
         limit=limit,
         progress=progress,

@@ -22,6 +22,12 @@ class Locked(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+def changed_fields(section: BaseModel) -> set[str]:
+    """The keys of a section that are not at their default; a run's saved recipe names the others too."""
+    fields = type(section).model_fields
+    return {name for name in section.model_fields_set if getattr(section, name) != fields[name].default}
+
+
 class Augment(Locked):
     """Random crops after reflect padding, flips, and Gaussian noise in units of the [0, 1] pixel scale."""
 
@@ -106,13 +112,15 @@ class Objective(Locked):
     def _has_a_term(self) -> Objective:
         if self.ce is None and self.hdge is None:
             raise ValueError(f"needs at least one term of: {', '.join(type(self).model_fields)}")
+        if self.ce is not None and self.hdge is not None:
+            raise ValueError("hdge has its own cross-entropy: leave out ce, and set objective.hdge.ce_weight")
         return self
 
 
 class Reference(Locked):
     """Unlabelled reference images that join the contrast's columns: `fraction` of a batch, in equal shares a family."""
 
-    families: Annotated[list[str], Field(min_length=1)]
+    families: Annotated[list[Literal["smooth", "patches", "inversions"]], Field(min_length=1)]
     fraction: Positive = 0.5
 
 
@@ -124,6 +132,15 @@ class Optimizer(Locked):
     betas: Annotated[list[Probability], Field(min_length=2, max_length=2)] = [0.9, 0.999]
     weight_decay: NonNegative = 5e-4
     decay_norm_and_bias: bool = True
+
+    @model_validator(mode="after")
+    def _options_belong_to_the_optimizer(self) -> Optimizer:
+        foreign = {"betas"} if self.name == "sgd" else {"momentum", "nesterov"}
+        if changed := sorted(foreign & changed_fields(self)):
+            raise ValueError(f"{', '.join(changed)}: not an option of {self.name}")
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs momentum > 0")
+        return self
 
 
 class Schedule(Locked):
@@ -138,6 +155,10 @@ class Schedule(Locked):
     def _milestones_go_with_step(self) -> Schedule:
         if (self.name == "step") != bool(self.milestones):
             raise ValueError("milestones (epochs) are what the 'step' schedule needs, and no other takes")
+        if self.name != "step" and "gamma" in changed_fields(self):
+            raise ValueError(f"gamma: not an option of the {self.name!r} schedule")
+        if self.name == "one_cycle" and self.warmup_steps:
+            raise ValueError("warmup_steps: the 'one_cycle' schedule has a warm-up of its own")
         return self
 
 
@@ -157,8 +178,13 @@ class Evaluation(Locked):
     """What `ebmhybrid eval` does for this run when its options are left out."""
 
     ood: list[str] = []
-    scores: list[str] = ["energy", "msp", "max_logit", "entropy"]
-    attacks: list[str] = []
+    scores: Annotated[list[Literal["energy", "msp", "max_logit", "entropy", "grad_norm"]], Field(min_length=1)] = [
+        "energy",
+        "msp",
+        "max_logit",
+        "entropy",
+    ]
+    attacks: list[Literal["fgsm", "pgd"]] = []
     norm: Literal["linf", "l2"] = "linf"
     eps: Positive = 8 / 255
     batch_size: Count = 256

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from ebmhybrid.errors import EbmhybridError
+
 from .calibration_metrics import brier, nll_of_logits
 from .predictions import ImageSet, Model, Predictions, Progress, check_labels, predict
 
@@ -21,7 +23,7 @@ def wilson_interval(successes: int, n: int, level: float = 0.95) -> tuple[float,
     [0.0, 0.2775]
     """
     if n < 1 or not 0 <= successes <= n:
-        raise ValueError(f"need 0 <= successes <= n and n >= 1, got {successes} of {n}")
+        raise EbmhybridError(f"need 0 <= successes <= n and n >= 1, got {successes} of {n}")
     from scipy.stats import binomtest
 
     interval = binomtest(int(successes), int(n)).proportion_ci(confidence_level=level, method="wilson")

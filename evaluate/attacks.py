@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ebmhybrid.errors import EbmhybridError
+
 from .predictions import Model, evaluating
 
 NORMS = ("linf", "l2")
@@ -107,7 +109,7 @@ class AttackedModel(nn.Module):
             inputs = images.detach().clone().requires_grad_(True)
             logits = self(inputs)
             if not logits.requires_grad:
-                raise ValueError("attacks need a model whose logits can be differentiated by the image")
+                raise EbmhybridError("attacks need a model whose logits can be differentiated by the image")
             (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(logits, labels, reduction="sum"), inputs)
         return int((gradient.flatten(1) == 0).all(dim=1).sum())
 

@@ -8,8 +8,8 @@ With confidence c_i = max_k p_ik, correctness a_i = 1[argmax_k p_ik = y_i] and b
 (Naeini et al. 2015; Guo et al. 2017).
 
 Equal-width bins are closed on the right, (k/M, (k+1)/M], and the first one holds 0: half-open bins lose confidence 1.0.
-ECE is biased upwards: a perfect model shows .0447, .0197, .0063 at N = 200, 1,000, 10,000 and 15 bins. Read it beside
-`calibration.perfect_model_ece` and `calibration.bootstrap_interval`.
+ECE is biased upwards: a perfectly calibrated model shows more than 0 at any finite N, depending on its confidences.
+Read it beside `calibration.perfect_model_ece` and `calibration.bootstrap_interval`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
+
+from ebmhybrid.errors import EbmhybridError
 
 Array = np.ndarray | Tensor
 
@@ -48,16 +50,16 @@ def check_probabilities(probabilities: Array, labels: Array) -> tuple[np.ndarray
     precision, in which a row of probabilities does not sum to 1.
     """
     if str(probabilities.dtype).removeprefix("torch.") not in ("float32", "float64"):
-        raise ValueError(f"probabilities must be float32 or float64, got {probabilities.dtype}")
+        raise EbmhybridError(f"probabilities must be float32 or float64, got {probabilities.dtype}")
     values = as_numpy(probabilities)
     slack = 1e-4 if values.dtype == np.float32 else 1e-6
     values = values.astype(np.float64)
     if values.ndim != 2 or values.size == 0:
-        raise ValueError(f"probabilities must have shape (N, C) with N, C >= 1, got {values.shape}")
+        raise EbmhybridError(f"probabilities must have shape (N, C) with N, C >= 1, got {values.shape}")
     off = ~(np.abs(values.sum(axis=1) - 1) <= slack) | ~((values >= -slack) & (values <= 1 + slack)).all(axis=1)
     if off.any():
         row = int(np.flatnonzero(off)[0])
-        raise ValueError(
+        raise EbmhybridError(
             f"probabilities must lie in [0, 1] and sum to 1 in each row, got row {row} = {np.round(values[row, :4], 4)}"
             f" with sum {values[row].sum():.4g}; are these logits? Apply softmax first"
         )
@@ -68,9 +70,9 @@ def check_targets(labels: Array, values: np.ndarray) -> np.ndarray:
     """Labels as int64 (N,) in [0, C) that fit values (N, C), or a ValueError."""
     targets = as_numpy(labels)
     if targets.shape != values.shape[:1] or targets.dtype.kind not in "iu":
-        raise ValueError(f"labels must be integers of shape ({len(values)},), got {targets.dtype} {targets.shape}")
+        raise EbmhybridError(f"labels must be integers of shape ({len(values)},), got {targets.dtype} {targets.shape}")
     if targets.min() < 0 or targets.max() >= values.shape[1]:
-        raise ValueError(f"labels must lie in [0, {values.shape[1]}), got [{targets.min()}, {targets.max()}]")
+        raise EbmhybridError(f"labels must lie in [0, {values.shape[1]}), got [{targets.min()}, {targets.max()}]")
     return targets.astype(np.int64)
 
 
@@ -87,7 +89,7 @@ def bin_index(confidence: np.ndarray, bins: int) -> np.ndarray:
     array([0, 0, 1, 4])
     """
     if bins < 1:
-        raise ValueError(f"bins must be at least 1, got {bins}")
+        raise EbmhybridError(f"bins must be at least 1, got {bins}")
     # compares with the rounded quotient k / M, where ceil(confidence * M) would put 0.07 of 100 bins into the eighth
     return np.searchsorted(np.arange(1, bins) / bins, confidence, side="left")
 
@@ -139,7 +141,7 @@ def equal_mass_ece(probabilities: Array, labels: Array, bins: int = 15) -> float
     0.2
     """
     if bins < 1:
-        raise ValueError(f"bins must be at least 1, got {bins}")
+        raise EbmhybridError(f"bins must be at least 1, got {bins}")
     confidence, correct = top_class(probabilities, labels)
     values, index, count = np.unique(confidence, return_inverse=True, return_counts=True)
     gaps = np.repeat(np.bincount(index, weights=correct) / count - values, count)

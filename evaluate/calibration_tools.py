@@ -7,6 +7,8 @@ import warnings
 
 import numpy as np
 
+from ebmhybrid.errors import EbmhybridError
+
 from .calibration_metrics import (
     Array,
     as_numpy,
@@ -44,7 +46,7 @@ def bootstrap_interval(
     True
     """
     if n < 1 or not 0 < level < 1:
-        raise ValueError(f"need n >= 1 and 0 < level < 1, got n={n}, level={level}")
+        raise EbmhybridError(f"need n >= 1 and 0 < level < 1, got n={n}, level={level}")
     confidence, correct = top_class(probabilities, labels)
     rng = np.random.default_rng(0) if rng is None else rng
     gaps, index, size = correct - confidence, bin_index(confidence, bins), len(confidence)
@@ -73,7 +75,7 @@ def perfect_model_ece(
     """
     confidence = np.asarray(confidence, dtype=np.float64)
     if confidence.ndim != 1 or confidence.size == 0 or not ((confidence >= 0) & (confidence <= 1)).all():
-        raise ValueError(f"confidence must be a non-empty vector in [0, 1], got shape {confidence.shape}")
+        raise EbmhybridError(f"confidence must be a non-empty vector in [0, 1], got shape {confidence.shape}")
     rng = np.random.default_rng(0) if rng is None else rng
     draws = (rng.random(len(confidence)) < confidence for _ in range(n))
     return float(np.mean([binned_gap(confidence, outcome.astype(np.float64), bins) for outcome in draws]))
@@ -98,7 +100,7 @@ def fit_temperature(logits: Array, labels: Array) -> float:
     """
     values = as_numpy(logits).astype(np.float64)
     if values.ndim != 2 or values.size == 0 or not np.isfinite(values).all():
-        raise ValueError(f"logits must be finite of shape (N, C) with N, C >= 1, got shape {values.shape}")
+        raise EbmhybridError(f"logits must be finite of shape (N, C) with N, C >= 1, got shape {values.shape}")
     targets = check_targets(labels, values)
     if values.shape[1] == 1:
         return 1.0

@@ -36,13 +36,13 @@ MACRO_MEAN = "macro mean"
 def _side(scores: Scores, side: str) -> np.ndarray:
     """Scores of one side as float64 (N,), or a ValueError that names the side."""
     if str(scores.dtype).removeprefix("torch.") in ("float16", "bfloat16"):
-        raise ValueError(f"{side} are in half precision, whose ties change the ranking; compute them in float32")
+        raise EbmhybridError(f"{side} are in half precision, whose ties change the ranking; compute them in float32")
     values = np.asarray(scores.detach().cpu() if isinstance(scores, Tensor) else scores)
     if values.ndim != 1 or values.size == 0:
-        raise ValueError(f"{side} must be a non-empty vector, got shape {values.shape}")
+        raise EbmhybridError(f"{side} must be a non-empty vector, got shape {values.shape}")
     values = values.astype(np.float64)
     if missing := int(np.isnan(values).sum()):
-        raise ValueError(f"{side} hold {missing} NaN of {values.size}")
+        raise EbmhybridError(f"{side} hold {missing} NaN of {values.size}")
     return values
 
 

@@ -103,14 +103,16 @@ def check_images(images: Tensor, name: str) -> None:
     """Raise ValueError unless images are floating (N, C, H, W), finite and in [0, 1]."""
     if not isinstance(images, Tensor) or not images.is_floating_point() or images.dim() != 4:
         what = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-        raise ValueError(f"set {name!r}: images must be floating point of shape (N, C, H, W), got {what}")
+        raise EbmhybridError(f"set {name!r}: images must be floating point of shape (N, C, H, W), got {what}")
     if images.numel() == 0:
         return
     if not torch.isfinite(images).all():
-        raise ValueError(f"set {name!r}: images must be finite, got {int((~torch.isfinite(images)).sum())} NaN or inf")
+        raise EbmhybridError(
+            f"set {name!r}: images must be finite, got {int((~torch.isfinite(images)).sum())} NaN or inf"
+        )
     low, high = images.min().item(), images.max().item()
     if low < -_RANGE_SLACK or high > 1 + _RANGE_SLACK:
-        raise ValueError(
+        raise EbmhybridError(
             f"set {name!r}: images must lie in [0, 1], got [{low:.4g}, {high:.4g}]; the model normalises, not the set"
         )
 
@@ -119,13 +121,13 @@ def check_logits(logits: Any, images: Tensor, name: str, start: int) -> Tensor:
     """The logits of one batch as at least float32, or a ValueError that names the set, the image and the value."""
     if not isinstance(logits, Tensor) or not logits.is_floating_point() or logits.dim() != 2:
         what = f"{logits.dtype} {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"set {name!r}: the model must return floating point logits of shape (N, C), got {what}")
+        raise EbmhybridError(f"set {name!r}: the model must return floating point logits of shape (N, C), got {what}")
     if len(logits) != len(images) or logits.shape[1] == 0:
-        raise ValueError(f"set {name!r}: the model made logits {tuple(logits.shape)} of {len(images)} images")
+        raise EbmhybridError(f"set {name!r}: the model made logits {tuple(logits.shape)} of {len(images)} images")
     bad = (~torch.isfinite(logits)).nonzero()
     if len(bad):
         row, column = bad[0].tolist()
-        raise ValueError(
+        raise EbmhybridError(
             f"set {name!r}: logits must be finite, got {logits[row, column].item()}"
             f" at image {start + row}, class {column}"
         )
@@ -136,7 +138,7 @@ def check_labels(labels: np.ndarray, classes: int, name: str) -> None:
     """Raise ValueError unless every label is in [0, classes)."""
     wrong = np.flatnonzero((labels < 0) | (labels >= classes))
     if len(wrong):
-        raise ValueError(
+        raise EbmhybridError(
             f"set {name!r}: labels must lie in [0, {classes}), got {labels[wrong[0]]} at image {wrong[0]}"
             f" ({len(wrong)} of {len(labels)})"
         )
@@ -151,7 +153,7 @@ def batches(
         check_images(images, name)
         labels = torch.as_tensor(labels).cpu()
         if labels.shape != images.shape[:1] or labels.is_floating_point():
-            raise ValueError(
+            raise EbmhybridError(
                 f"set {name!r}: labels must be integers of shape ({len(images)},),"
                 f" got {labels.dtype} {tuple(labels.shape)}"
             )
@@ -211,9 +213,9 @@ def predict(
             logits.append(checked.cpu().double())
             labels.append(targets)
     if not logits:
-        raise ValueError(f"set {name!r} is empty")
+        raise EbmhybridError(f"set {name!r} is empty")
     if len({batch.shape[1] for batch in logits}) > 1:
-        raise ValueError(f"set {name!r}: the number of logits changes between batches")
+        raise EbmhybridError(f"set {name!r}: the number of logits changes between batches")
     merged = Predictions(
         torch.cat(logits).numpy(),
         torch.cat(labels).numpy(),

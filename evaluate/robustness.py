@@ -117,7 +117,7 @@ def evaluate_robustness(
                 row["max_delta"] = max(row["max_delta"], delta)
                 row["seconds"] += time.perf_counter() - started
     if n == 0:
-        raise ValueError(f"set {name!r} is empty")
+        raise EbmhybridError(f"set {name!r} is empty")
     nothing = {"attack": "none", "norm": norm, "eps": 0.0, "steps": 0, "restarts": 0}
     rows.insert(0, nothing | {"robust": clean, "max_delta": 0.0, "seconds": 0.0})
     return RobustnessResult(tuple(_finished(row, name, n, clean, zero_gradients) for row in rows))

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ebmhybrid.energies import log_density
-from ebmhybrid.errors import UsageError, nearest
+from ebmhybrid.errors import EbmhybridError, UsageError, nearest
 
 from .predictions import ImageSet, Model, Progress, batches, evaluating, model_device, set_name
 
@@ -29,7 +29,7 @@ def _as_double(logits: np.ndarray | Tensor) -> Tensor:
     """Logits (N, C) as a float64 tensor; half precision is refused, because its ties cannot be undone."""
     tensor = torch.as_tensor(logits).detach()
     if tensor.dtype not in (torch.float32, torch.float64) or tensor.dim() != 2 or tensor.shape[1] == 0:
-        raise ValueError(
+        raise EbmhybridError(
             f"logits must be float32 or float64 of shape (N, C) with C >= 1, got {tensor.dtype} {tuple(tensor.shape)}"
         )
     return tensor.cpu().double()
@@ -95,7 +95,7 @@ def grad_norm(model: Model, images: Tensor) -> np.ndarray:
         inputs = images.detach().clone().requires_grad_(True)
         logits = model(inputs)
         if not (isinstance(logits, Tensor) and logits.requires_grad):
-            raise ValueError("score 'grad_norm' needs a model whose logits can be differentiated by the image")
+            raise EbmhybridError("score 'grad_norm' needs a model whose logits can be differentiated by the image")
         (gradient,) = torch.autograd.grad(log_density(logits).sum(), inputs)
     return -gradient.detach().cpu().double().flatten(1).norm(dim=1).numpy()
 
@@ -141,5 +141,5 @@ def model_score(
         for images, _ in progress(source, f"{name}: {score}") if progress else source:
             parts.append(MODEL_SCORES[score](model, images))
     if not parts:
-        raise ValueError(f"set {name!r} is empty")
+        raise EbmhybridError(f"set {name!r} is empty")
     return np.concatenate(parts)

@@ -123,10 +123,9 @@ def evaluate(
     >>> evaluate(lambda images: images.flatten(1), data).accuracy.rows[0]["n"]
     30
     """
-    names, attacks = check_scores(scores), tuple(attacks)
+    attacks = tuple(attacks)
+    names = check(scores, attacks, norm, eps, steps, restarts)
     budget: dict[str, Any] = {"norm": norm, "eps": _curve(norm, eps), "steps": steps, "restarts": restarts}
-    if attacks:
-        check_attacks(attacks, **budget)
 
     def look(data: ImageSet, name: str | None = None, labelled: bool = True) -> Predictions:
         return predict(model, data, device, progress, name=name, limit=limit, labelled=labelled)
@@ -159,6 +158,15 @@ def evaluate(
         versions=package_versions(),
         test_scores=test_scores,
     )
+
+
+def check(
+    scores: Iterable[str], attacks: Iterable[str], norm: str, eps: float, steps: int = 20, restarts: int = 1
+) -> tuple[str, ...]:
+    """Refuse unknown names and radii before any work; returns the scores without repetition."""
+    if attacks := tuple(attacks):
+        check_attacks(attacks, norm, _curve(norm, eps), steps, restarts)
+    return check_scores(scores)
 
 
 def _curve(norm: str, eps: float) -> list[float]:

@@ -1,4 +1,4 @@
-"""One thread for every test: the suite shares its machine, and two-thread kernels stall when a core is taken."""
+"""One thread for every test: the tensors are small, and on a busy machine two-thread kernels stall."""
 
 from __future__ import annotations
 

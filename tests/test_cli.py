@@ -8,6 +8,8 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
+import urllib.error
 from pathlib import Path
 
 import data_files
@@ -15,6 +17,8 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 import ebmhybrid as eh
 from ebmhybrid.cli import main
@@ -154,6 +158,17 @@ def truncated(run: Path, tmp: Path) -> Path:
     return copy
 
 
+def not_a_number(run: Path, tmp: Path) -> Path:
+    copy = shutil.copytree(run, tmp / "nan")
+    model = eh.load_model(copy)
+    torch.nn.init.constant_(model.head.weight, float("nan"))
+    path = copy / "checkpoints" / "best.safetensors"
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    save_file(model.state_dict(), path, metadata=metadata)
+    return copy
+
+
 def folder_of(tmp: Path, *names: str) -> str:
     for name in names:
         (tmp / "pics" / name).mkdir(parents=True)
@@ -210,8 +225,12 @@ WRONG = {
         "has 9 classes, the train set digits:0-6 7",
         lambda r, t: [*TRAIN, "data.train=digits:0-6", "data.test=" + npz(t / "m.npz", *images(classes=9))],
     ),
-    "class filter out of range": (1, "12", lambda r, t: [*TRAIN, "data.train=digits:0-12"]),
-    "empty folder": (1, "pics", lambda r, t: [*TRAIN, "data.train=" + folder_of(t)]),
+    "class filter out of range": (
+        1,
+        "classes must be rising and lie in 0..9, got '0-12'",
+        lambda r, t: [*TRAIN, "data.train=digits:0-12"],
+    ),
+    "empty folder": (1, "pics.*sub-folder", lambda r, t: [*TRAIN, "data.train=" + folder_of(t)]),
     "corrupt picture": (1, "a.png", lambda r, t: [*TRAIN, "data.train=" + folder_of(t, "cat", "dog")]),
     "truncated npz": (
         1,
@@ -234,9 +253,34 @@ WRONG = {
     "eps is negative": (2, "'-1' is not a positive number", lambda r, t: ["eval", r, "--eps", "-1"]),
     "unknown norm": (2, "'l1' is not one of", lambda r, t: ["eval", r, "--norm", "l1"]),
     "limit is zero": (2, "0 is not in the range", lambda r, t: ["eval", r, "--limit", "0"]),
+    "eps without an attack": (2, "add --attack", lambda r, t: ["eval", r, "--eps", "4/255"]),
+    "attack typo before a download": (2, "'pdg'", lambda r, t: ["eval", r, "--ood", "svhn", "--attack", "pdg"]),
+    "eps wider than the box": (2, "eps must be at most 1", lambda r, t: ["eval", r, "--attack", "pgd", "--eps", "2"]),
+    "padding too wide": (2, "data.augment.pad = 8", lambda r, t: [*TRAIN, "data.augment.pad=8"]),
+    "unknown reference family": (2, "'smoth'", lambda r, t: [*TRAIN, "reference={families: [smoth]}"]),
+    "out on a file system that takes no files": (
+        1,
+        "/proc/run: cannot be made",
+        lambda r, t: [*TRAIN, "--out", "/proc/run"],
+    ),
+    "used out before a download": (
+        1,
+        "not an empty directory",
+        lambda r, t: ["train", "--recipe", "cifar10_wrn28", "--out", r],
+    ),
+    "resume with another lr": (
+        1,
+        "cannot change on resuming",
+        lambda r, t: ["train", "--resume", r, "optimizer.lr=1.0"],
+    ),
+    "NaN weights": (
+        1,
+        "digits:0-6.*logits|logits.*finite",
+        lambda r, t: ["eval", not_a_number(r, t), "--ood", "noise"],
+    ),
     "report cannot be made": (
         1,
-        "file",
+        "cannot write the evaluation to .*file/report",
         lambda r, t: ["eval", r, "--ood", "noise", "--limit", "20", "--out", write(t / "file") / "report"],
     ),
     "copy over a file": (1, "exists", lambda r, t: ["recipes", "copy", "smoke", write(t / "a.yaml")]),
@@ -268,17 +312,58 @@ def test_changed_test_data_are_noticed(tmp_path) -> None:
     assert "not those the run was made with" in result.stderr
 
 
-def test_wrn_28_10_trains_two_steps_on_cifar_10_files(tmp_path) -> None:
-    """The CIFAR-10 archive in its real layout; the real network and batch layout at a small batch."""
-    data_files.make_cifar10(tmp_path / "data", n_per_batch=40)
+def test_wrn_28_10_trains_two_steps_on_a_cifar_10_archive(tmp_path) -> None:
+    """cifar-10-python.tar.gz in its real layout (fewer images a batch), and the real network for two steps."""
+    data_files.make_cifar10(tmp_path / "data", n_per_batch=40, archive=True)
+    assert [p.name for p in (tmp_path / "data").iterdir()] == ["cifar-10-python.tar.gz"]
     result = call(
         *("train", "--recipe", "cifar10_wrn28", "training.max_steps=2", "training.batch_size=4"),
-        *("data.validation_fraction=0.1", "--data-dir", tmp_path / "data", "--out", tmp_path / "x", "--no-download"),
+        *("--data-dir", tmp_path / "data", "--out", tmp_path / "x", "--no-download"),
     )
     assert result.exit_code == 0, result.output
     model = eh.load_model(tmp_path / "x")
     assert sum(p.numel() for p in model.parameters()) == 36_489_290
     assert model.metadata["classes"][0] == "airplane"
+
+
+def test_cifar_10_without_files_or_network_is_one_message_and_no_run(tmp_path, monkeypatch) -> None:
+    def unreachable(*args, **kwargs):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", unreachable)
+    monkeypatch.chdir(tmp_path)
+    result = call("train", "--recipe", "cifar10_wrn28", "--out", "x")
+    assert result.exit_code == 1
+    assert re.fullmatch(
+        r"Error: cifar10: .*the download failed.*fetch cifar-10-python\.tar\.gz from https://\S+ and put it at .*\n",
+        result.stderr,
+    )
+    assert tree(tmp_path) == set()
+
+
+def test_eval_uses_the_runs_own_splits_and_its_recipes_settings(tmp_path) -> None:
+    settings = "evaluation={ood: [noise, digits:7-9], scores: [msp], attacks: [fgsm], norm: l2, eps: 0.5}"
+    assert call(*TRAIN, settings, "--out", tmp_path / "a").exit_code == 0
+    by_recipe = json.loads(call("eval", tmp_path / "a", "--json").stdout)
+    recorded = json.loads((tmp_path / "a" / "env.json").read_text())["data"]
+    found = {row["role"]: row["digest"] for row in by_recipe["sets"] if row["role"] != "ood"}
+    assert found == {role: recorded[role]["sha256"] for role in ("test", "validation")}
+    assert [row["name"] for row in by_recipe["sets"] if row["role"] == "ood"] == ["noise", "digits:7-9"]
+    assert {row["score"] for row in by_recipe["ood"]["rows"]} == {"msp"}
+    rows = [row for row in by_recipe["robustness"]["rows"] if row["attack"] != "none"]
+    assert [(row["attack"], row["norm"], row["eps"]) for row in rows] == [
+        ("fgsm", "l2", eps) for eps in (0.125, 0.25, 0.5, 1.0)
+    ]
+    by_option = json.loads(
+        call(
+            *("eval", tmp_path / "a", "--json", "--ood", "photos", "--score", "energy"),
+            *("--attack", "pgd", "--norm", "linf", "--eps", "4/255", "--limit", "20"),
+        ).stdout
+    )
+    assert [row["name"] for row in by_option["sets"] if row["role"] == "ood"] == ["photos"]
+    assert {row["score"] for row in by_option["ood"]["rows"]} == {"energy"}
+    assert {(r["attack"], r["norm"]) for r in by_option["robustness"]["rows"]} == {("none", "linf"), ("pgd", "linf")}
+    assert 4 / 255 in [row["eps"] for row in by_option["robustness"]["rows"]]
 
 
 def test_interrupting_the_process_saves_and_exits_130(tmp_path) -> None:
@@ -289,11 +374,14 @@ def test_interrupting_the_process_saves_and_exits_130(tmp_path) -> None:
     command = [sys.executable, "-m", "ebmhybrid", "train", *arguments, "--out", str(out)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stderr is not None
+        watchdog = threading.Timer(120, process.kill)  # a silent child would hold the suite for ever
+        watchdog.start()
         for line in process.stderr:
             if line.startswith("epoch 2/"):
                 process.send_signal(2)
                 break
         process.stderr.read()
+        watchdog.cancel()
         assert process.wait(60) == 130
     step = eh.training.checkpoint.load_state(out / "checkpoints" / "last.state.pt")["parts"]["progress"]["step"]
     last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])

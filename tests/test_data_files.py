@@ -195,7 +195,7 @@ def test_damaged_cifar_batches_are_refused(tmp_path, content, message):
         load("cifar10", tmp_path)
 
 
-@pytest.mark.parametrize("name", ["../outside", "/tmp/outside", "a/../../outside"])
+@pytest.mark.parametrize("name", ["../outside", "/outside", "a/../../outside"])
 def test_archives_that_would_write_outside_are_refused(tmp_path, name):
     (tmp_path / "file").write_text("x")
     for archive in (tmp_path / "a.tar.gz", tmp_path / "a.zip"):

@@ -42,21 +42,31 @@ def test_default_equals_the_literal_released_loss_over_50_rolling_steps(n, c, k,
 
 
 def test_released_defaults_at_full_size() -> None:
-    """HDGELoss(10) itself: K = 65536, batches of 64, the queue gone round once more than half."""
+    """HDGELoss(10) itself, K = 65536, over 50 steps in which the ring's pointer goes past its end."""
+    generator = torch.Generator().manual_seed(5)
     loss_fn = eh.HDGELoss(10).double()
-    start = torch.randn(65536, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    start = torch.randn(65536, 10, dtype=torch.float64, generator=generator)
+    early = torch.randn(65536 - 16 * 25, 10, dtype=torch.float64, generator=generator)
     loss_fn.fill_bank(start)
-    queue = naive.Queue(start)
+    loss_fn.fill_bank(early)
+    bank = torch.cat([start[len(early) :], early])  # a deque of 65536 single tensors would take the test's time
     for step in range(50):
-        logits, y = naive.random_logits(64, 10, seed=step), labels(64, 10, seed=step)
+        logits, y = naive.random_logits(16, 10, seed=step), labels(16, 10, seed=step)
+        vectors = naive.label_vectors(y, 10)
+        literal = naive.cross_entropy(logits, vectors)
+        literal = literal + naive.released_contrast(logits, bank, vectors, temperature=0.1)
         loss = loss_fn(logits, y)
-        if step in (0, 49):  # the literal tensor is 64 x 10 x 65536
-            vectors = naive.label_vectors(y, 10)
-            literal = naive.cross_entropy(logits, vectors)
-            literal = literal + naive.released_contrast(logits, queue.tensor(), vectors, temperature=0.1)
-            torch.testing.assert_close(loss, literal, rtol=0, atol=1e-10)
-            torch.testing.assert_close(naive.grad(loss, logits), naive.grad(literal, logits), rtol=0, atol=1e-10)
-        queue.push(logits)
+        torch.testing.assert_close(loss, literal, rtol=0, atol=1e-10)
+        torch.testing.assert_close(naive.grad(loss, logits), naive.grad(literal, logits), rtol=0, atol=1e-10)
+        bank = torch.cat([bank[16:], logits.detach()])
+    assert int(loss_fn.bank.pointer) == 25
+
+
+def test_the_two_weights_weigh_their_parts() -> None:
+    logits, y = naive.random_logits(6, 4, seed=1), labels(6, 4)
+    loss, terms = eh.HDGELoss(4, weight=0.3, ce_weight=0.7, negatives="batch")(logits, y, return_terms=True)
+    torch.testing.assert_close(loss, 0.7 * terms["ce"] + 0.3 * terms["contrastive"])
+    assert eh.HDGELoss(4, weight=0.3, ce_weight=0.7, negatives="batch")(logits, y) == loss
 
 
 @pytest.mark.parametrize("normalize", ["l2", "none"])
@@ -304,8 +314,10 @@ def test_state_dict_resumes_mid_ring_and_refuses_another_score() -> None:
         eh.HDGELoss(4, bank_size=32, temperature=0.5).load_state_dict(first.state_dict())
     with pytest.raises(RuntimeError, match="size mismatch"):
         eh.HDGELoss(5, bank_size=32).load_state_dict(first.state_dict())
-    with pytest.raises(RuntimeError, match="size mismatch"):
+    with pytest.raises(ValueError, match="bank_size: saved 32, now 64"):
         eh.HDGELoss(4, bank_size=64).load_state_dict(first.state_dict())
+    with pytest.raises(ValueError, match="bank_size: saved 8192, now 65536"):  # rings of the same shape
+        eh.HDGELoss(4).load_state_dict(eh.HDGELoss(4, bank_size=8192).state_dict())
 
 
 def test_evaluation_mode_leaves_the_bank_alone() -> None:

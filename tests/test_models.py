@@ -98,7 +98,7 @@ def test_torchvision_and_timm_classifiers_by_name() -> None:
     ("name", "options", "message"),
     [
         ("wide_resnt", {}, "did you mean 'wide_resnet'"),
-        ("torchvision/resnet19", {"num_classes": 2}, "no such classifier, did you mean 'torchvision/?resnet1|resnet"),
+        ("torchvision/resnet19", {"num_classes": 2}, "no such classifier, did you mean 'resnet18'"),
         (
             "torchvision/resnet18",
             {"num_classes": 2, "in_channels": 1},

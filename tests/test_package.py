@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import configparser
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -64,32 +66,77 @@ ALLOWED = {
     "energies": set(),
     "errors": set(),
     "schema": set(),
-    "recipe": {"errors", "schema", "recipes"},
+    "recipe": {"errors", "schema"},
     "losses": {"energies", "losses"},
     "models": {"errors", "models"},
     "data": {"errors", "data"},
     "training": {"errors", "schema", "recipe", "data", "models", "losses", "training", "_version"},
     "evaluate": {"errors", "energies", "evaluate"},
+    "runs": {"errors", "schema", "recipe", "data", "training", "evaluate", "_version"},
+    "cli": {"errors", "recipe", "training", "runs", "_version"},
 }
 
 
-def _imports(path: Path) -> set[str]:
-    found = set()
+def _imports(path: Path, package: str) -> set[str]:
+    """The parts of ebmhybrid that a file imports, whichever way the import is written."""
+    found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("ebmhybrid."):
-            found.add(node.module.split(".")[1])
-        if isinstance(node, ast.ImportFrom) and node.module == "ebmhybrid":
-            found |= {alias.name for alias in node.names}
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            base = package.split(".")[: len(package.split(".")) - node.level + 1]
+            names = [".".join([*base, *filter(None, [node.module]), alias.name]) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        found |= {name.split(".")[1] for name in names if name.startswith("ebmhybrid.")}
     return found
 
 
 @pytest.mark.parametrize("part", ALLOWED)
 def test_imports_point_one_way(part: str) -> None:
     base = ROOT / "evaluate" if part == "evaluate" else ROOT / "ebmhybrid" / part
-    files = [base.with_suffix(".py")] if base.with_suffix(".py").is_file() else list(base.rglob("*.py"))
+    single = base.with_suffix(".py").is_file()
+    files = [base.with_suffix(".py")] if single else list(base.rglob("*.py"))
     assert files
     for path in files:
-        assert _imports(path) <= ALLOWED[part], path
+        assert _imports(path, "ebmhybrid" if single else f"ebmhybrid.{part}") <= ALLOWED[part], path
+
+
+def test_the_import_reader_sees_every_way_of_importing(tmp_path) -> None:
+    path = tmp_path / "x.py"
+    path.write_text(
+        "import ebmhybrid.runs as r\nfrom ..training import train\nfrom . import ood\nfrom ebmhybrid import cli\n"
+    )
+    assert _imports(path, "ebmhybrid.evaluate") == {"runs", "training", "evaluate", "cli"}
+
+
+TEXTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+
+
+@pytest.mark.parametrize("path", [*TEXTS, *(ROOT / "docs").glob("*.md"), *(ROOT / "recipes").glob("*.yaml")], ids=str)
+def test_documents_have_no_placeholder_and_no_dead_link(path: Path) -> None:
+    text = path.read_text()
+    assert not re.findall(r"\b(?:EXPECTED|README|FASHION|DIGITS)_[A-Z_]+\b|TODO|FIXME", text)
+    for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", text):
+        assert (path.parent / target).exists(), target
+
+
+def test_commands_in_the_readme_parse() -> None:
+    """Every `ebmhybrid ...` line of the README names a command, options and recipe keys that exist."""
+    from click.testing import CliRunner
+
+    from ebmhybrid.cli import main
+
+    lines = re.findall(r"^ebmhybrid ((?:train|eval|recipes|doctor)\b.*?)(?:\s+#.*)?$", (ROOT / "README.md").read_text(), flags=re.M)
+    assert len(lines) >= 8
+    for line in lines:
+        words = shlex.split(line)
+        if words[0] == "train" and "--resume" not in words:
+            result = CliRunner().invoke(main, [*words, "--print-config"])
+            assert result.exit_code == 0, (line, result.output)
+        command = main.commands[words[0]]
+        command.make_context(words[0], list(words[1:]), resilient_parsing=True)
 
 
 def test_evaluate_imports_its_siblings_relatively() -> None:

@@ -135,19 +135,13 @@ def test_an_interrupted_run_resumes_to_the_same_bits(stop_at: int, tmp_path, mon
     assert [r["step"] for r in kept if r["split"] == "validation"] == [7, 14]
 
 
-def test_resume_takes_overrides_and_refuses_what_does_not_fit(finished, tmp_path) -> None:
+def test_resume_takes_more_epochs_and_needs_a_run(finished, tmp_path) -> None:
     import shutil
 
     folder = shutil.copytree(finished.folder, tmp_path / "copy")
     longer = eh.train(resume=folder, overrides=["training.epochs=3"], progress=False)
     assert eh.load_recipe(folder / "config.yaml").training.epochs == 3
     assert longer.metrics["accuracy"] >= finished.metrics["accuracy"]
-    with pytest.raises(CheckpointError, match=r"does not fit the recipe.*temperature: saved"):
-        eh.train(resume=folder, overrides=["objective.hdge.temperature=0.5"], progress=False)
-    with pytest.raises(CheckpointError, match="does not fit the recipe"):
-        eh.train(resume=folder, overrides=["model.width=2"], progress=False)
-    with pytest.raises(CheckpointError, match="training data is not that of the run"):
-        eh.train(resume=folder, overrides=["data.split_seed=1"], progress=False)
     with pytest.raises(CheckpointError, match="nothing: no run to resume"):
         eh.train(resume=tmp_path / "nothing", progress=False)
     with pytest.raises(EbmhybridError, match="either a recipe or a run"):

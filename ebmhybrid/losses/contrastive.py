@@ -32,7 +32,10 @@ and grad Z_c from the M - 1 others in the batch. With T_c the log-sum over all K
 
     T_c + r_nc - stop(r_nc),   r_nc = (K + M)/(M - 1) * ( exp(z_c - stop T_c) - exp(phi_c(x_n) - stop T_c) )
 
-has the merged logsumexp's value and, for a bank as fresh as the batch, an unbiased gradient up to O(M/K).
+has the merged logsumexp's value and, for a bank as fresh as the batch and K much larger than M, a gradient that is
+unbiased up to O(M/K). Both conditions matter: r is bounded by (K + M)/(M - 1) only, so where the logits have grown
+much larger than when the bank was filled the gradient can be hundreds of times too large. A bank of an epoch or two,
+unit-length scores (`normalize="l2"`) or gradient clipping keep it sound.
 """
 
 from __future__ import annotations

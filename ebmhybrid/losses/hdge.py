@@ -45,7 +45,8 @@ class HDGELoss(nn.Module):
         weight, ce_weight: factors of the two parts, >= 0. ce_weight=0 trains log q(x|y) alone.
         temperature: T > 0.
         bank_size: K, the number of banked negatives. Memory and time do not grow with it.
-        label_smoothing: s in [0, 1), for both parts.
+        label_smoothing: s in [0, 1), for both parts, spread over all classes as in torch's cross-entropy: the label
+            vector is 1 - s + s/C at y and s/C elsewhere.
 
     Shapes:
         logits (N, C), N >= 1; y int64 (N,) or probabilities (N, C); reference (R, C): logits of unlabelled reference
@@ -180,6 +181,7 @@ class HDGELoss(nn.Module):
             "normalize": self.normalize,
             "temperature": self.temperature,
             "label_smoothing": self.label_smoothing,
+            "bank_size": self.bank.capacity if self.bank is not None else 0,
         }
 
     def set_extra_state(self, state: dict[str, str | float]) -> None:

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from ebmhybrid.data import ImageSet, augment, batches, mixup, reference_images
-from ebmhybrid.errors import CheckpointError, EbmhybridError, TrainingError
-from ebmhybrid.recipe import Recipe, load_recipe
+from ebmhybrid.errors import EbmhybridError, TrainingError
+from ebmhybrid.schema import Recipe
 from ebmhybrid.training import checkpoint
 from ebmhybrid.training.interrupt import Interrupt
 from ebmhybrid.training.log import RunLog
 from ebmhybrid.training.meter import Meter, validate
-from ebmhybrid.training.records import fresh_folder, open_folder, restore, save, write_records
+from ebmhybrid.training.records import check_unused, fresh_folder, open_folder, save, write_records
+from ebmhybrid.training.resume import restore, resumed_recipe
 from ebmhybrid.training.setup import PRECISIONS, Parts, build_parts, epoch_generator, load_data
 
 Forward = Callable[[Tensor], Tensor]
@@ -41,15 +42,16 @@ def train(
     data_dir: str | Path = "data",
     download: bool = True,
     device: str = "auto",
-    progress: bool | None = None,
+    progress: bool = True,
 ) -> Run:
     """Train what a recipe describes and keep the run in a directory.
 
     Arguments:
         recipe: from `load_recipe`. Left out when resuming: the run has its own.
         out: a directory that does not exist or is empty; by default runs/<recipe>/<date-time>.
-        resume: a run directory to go on with, from its last saved step, bit by bit on the same machine.
-        overrides: KEY=VALUE changes to the resumed run's recipe, such as more epochs.
+        resume: a run directory to go on with from its last saved step; on a CPU the result is the same to the bit.
+        overrides: KEY=VALUE changes to the resumed run's recipe: how long it trains, logs or how it is evaluated.
+            More epochs stretch a cosine schedule.
         data_dir, download: as in `ebmhybrid.data.load_set`.
         device: auto | cpu | cuda | cuda:N ...
         progress: False is silent; otherwise a bar on a terminal and plain lines elsewhere.
@@ -61,17 +63,17 @@ def train(
     if (recipe is None) == (resume is None):
         raise EbmhybridError("train takes either a recipe or a run to resume")
     if resume is not None:
-        if not Path(resume, "config.yaml").is_file():
-            raise CheckpointError(f"{resume}: no run to resume, it holds no config.yaml")
-        recipe = load_recipe(Path(resume) / "config.yaml", overrides or ())
+        recipe = resumed_recipe(Path(resume), overrides or [])
     assert recipe is not None
     where = pick_device(device)
+    if out is not None:
+        check_unused(Path(out))  # before anything is fetched
     # Dropout draws from the global generator; forked, so that the caller's stays as it was.
-    with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         splits = load_data(recipe, str(data_dir), download)
         parts = build_parts(recipe, splits, where)
         if resume is None:
-            folder = open_folder(out or fresh_folder(Path("runs", recipe.name)))
+            folder = open_folder(Path(out) if out else fresh_folder(Path("runs", recipe.name)))
         else:
             folder = Path(resume)
             restore(parts, folder)
@@ -92,7 +94,7 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def _run(parts: Parts, folder: Path, show: bool | None) -> Run:
+def _run(parts: Parts, folder: Path, show: bool) -> Run:
     at = parts.progress
     # Calling the compiled network leaves its weights, which are saved and averaged, where they are.
     forward = torch.compile(parts.model) if parts.recipe.training.compile else parts.model
@@ -105,7 +107,7 @@ def _run(parts: Parts, folder: Path, show: bool | None) -> Run:
         with Interrupt() as interrupt:
             while at.step < parts.total_steps and not interrupt.signal:
                 meter = _epoch(parts, forward, train_set, log, interrupt, folder)
-                if interrupt.signal and at.step_in_epoch < parts.steps_per_epoch:
+                if interrupt.signal and at.step_in_epoch < parts.steps_per_epoch and at.step < parts.total_steps:
                     save(parts, folder)
                 else:
                     end_epoch(parts, folder, log, meter)
@@ -155,7 +157,10 @@ def _epoch(
 def train_step(
     parts: Parts, forward: Forward, images: Tensor, labels: Tensor
 ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-    """Augment, one forward pass (reference images included), loss, backward, update. Nothing waits for the device."""
+    """Augment, one forward pass (reference images included), loss, backward, update.
+
+    Nothing here waits for the device but mixup's draw of lambda and the fp16 scaler's look for infinities.
+    """
     recipe, settings = parts.recipe, parts.recipe.training
     n, kinds = len(images), recipe.data.augment
     images = augment(images, pad=kinds.pad, flip=kinds.flip, noise_std=kinds.noise_std, generator=parts.generator)

@@ -9,11 +9,20 @@ import math
 import sys
 import time
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from tqdm import tqdm
 
 from ebmhybrid.training.checkpoint import write_atomically
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    """A row of metrics.jsonl, or None for a line that a kill left half-written."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
 class RunLog:
@@ -22,18 +31,16 @@ class RunLog:
     Arguments:
         folder: the run directory.
         total_steps, first_step: for the bar and the estimate of the time left.
-        show: True shows progress on stderr, False stays silent, None is True.
+        show: whether to show progress on stderr.
     """
 
-    def __init__(
-        self, folder: Path, total_steps: int, first_step: int, show: bool | None, stream: TextIO | None = None
-    ):
+    def __init__(self, folder: Path, total_steps: int, first_step: int, show: bool) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
         self.folder = folder
         self.total_steps, self.first_step = total_steps, first_step
-        self.stream = stream or sys.stderr
-        self.show = show is not False
+        self.stream = sys.stderr
+        self.show = show
         self.started = time.monotonic()
         self._keep_rows_until(first_step)
         self.jsonl = (folder / "metrics.jsonl").open("a", encoding="utf-8")
@@ -46,9 +53,9 @@ class RunLog:
     def _keep_rows_until(self, step: int) -> None:
         """On resuming, forget rows of steps that are about to be taken again."""
         path = self.folder / "metrics.jsonl"
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
-        self.rows = [row for row in rows if row["step"] <= step]
-        if len(self.rows) < len(rows):
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        self.rows = [row for row in map(_row, lines) if row is not None and row["step"] <= step]
+        if len(self.rows) < len(lines):
             text = "".join(json.dumps(row) + "\n" for row in self.rows)
             write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 

@@ -21,8 +21,7 @@ def build_optimizer(model: nn.Module, recipe: Optimizer) -> torch.optim.Optimize
         {"params": vectors, "weight_decay": recipe.weight_decay if recipe.decay_norm_and_bias else 0.0},
     ]
     if recipe.name == "sgd":
-        nesterov = recipe.nesterov and recipe.momentum > 0
-        return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=nesterov)
+        return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov)
     kind = torch.optim.Adam if recipe.name == "adam" else torch.optim.AdamW
     return kind(groups, lr=recipe.lr, betas=(recipe.betas[0], recipe.betas[1]))
 
@@ -51,7 +50,7 @@ def build_scheduler(
     if schedule.name == "one_cycle":
         peak = [group["lr"] for group in optimizer.param_groups]
         # One more than is taken: the scheduler is stepped after the last step too.
-        return OneCycleLR(optimizer, max_lr=peak, total_steps=total_steps + 1)
+        return OneCycleLR(optimizer, max_lr=peak, total_steps=total_steps + 1, cycle_momentum=False)
     return LambdaLR(optimizer, lambda step: lr_factor(step, schedule, total_steps, steps_per_epoch))
 
 

@@ -23,22 +23,34 @@ PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pydantic"
 
 
 def fresh_folder(parent: Path) -> Path:
-    """<parent>/<date-time>, with a number behind it where a run began in the same second."""
-    name = f"{datetime.now():%Y%m%d-%H%M%S}"
-    taken = sum(1 for _ in parent.glob(f"{name}*"))
-    return parent / (f"{name}-{taken + 1}" if taken else name)
+    """<parent>/<date-time>, with a number behind it where that is taken."""
+    stamp = f"{datetime.now():%Y%m%d-%H%M%S}"
+    names = [stamp, *(f"{stamp}-{count}" for count in range(2, 100))]
+    return next(parent / name for name in names if not (parent / name).exists())
 
 
-def open_folder(out: str | Path) -> Path:
-    """A new run directory; one that holds something already is never written into.
+def check_unused(folder: Path) -> None:
+    """A run is never written over anything: the directory must be missing or empty.
 
     Raises:
-        CheckpointError: the directory is not empty, or cannot be made.
+        CheckpointError: it is neither.
     """
-    folder = Path(out)
     try:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise CheckpointError(f"{folder}: exists and is not an empty directory; take another --out, or --resume it")
+        used = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be read ({error.strerror})") from error
+    if used:
+        raise CheckpointError(f"{folder}: exists and is not an empty directory; take another --out, or --resume it")
+
+
+def open_folder(folder: Path) -> Path:
+    """Make a new run directory.
+
+    Raises:
+        CheckpointError: the directory is in use, or cannot be made or written.
+    """
+    check_unused(folder)
+    try:
         (folder / "checkpoints").mkdir(parents=True)
         if not os.access(folder, os.W_OK):
             raise PermissionError(13, "not writable")
@@ -72,21 +84,10 @@ def _environment(parts: Parts) -> dict[str, Any]:
 def save(parts: Parts, folder: Path) -> None:
     """The last weights and the state to go on from."""
     checkpoint.save_weights(folder / "checkpoints" / "last.safetensors", parts.deployed, parts.metadata)
-    state = {"format": checkpoint.FORMAT, "data": parts.splits.train.digest(), "parts": parts.state_dict()}
+    state = {
+        "format": checkpoint.FORMAT,
+        "device": parts.device.type,
+        "data": parts.splits.train.digest(),
+        "parts": parts.state_dict(),
+    }
     checkpoint.save_state(folder / "checkpoints" / "last.state.pt", state)
-
-
-def restore(parts: Parts, folder: Path) -> None:
-    """Put a run's parts back to where `save` left them.
-
-    Raises:
-        CheckpointError: no state, a damaged one, or one of other data or of another recipe.
-    """
-    state = checkpoint.load_state(folder / "checkpoints" / "last.state.pt")
-    if state["data"] != parts.splits.train.digest():
-        raise CheckpointError(f"{folder}: the training data is not that of the run (its sha256 differs)")
-    try:
-        parts.load_state_dict(state["parts"])
-    except (KeyError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{folder}: its state does not fit the recipe: {reason}") from error

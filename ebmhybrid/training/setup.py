@@ -95,8 +95,9 @@ def epoch_generator(seed: int, epoch: int) -> torch.Generator:
 def load_data(recipe: Recipe, data_dir: str, download: bool) -> Splits:
     """The recipe's splits in the model's shape."""
     data = recipe.data
-    needs_rgb = recipe.model.name.startswith("torchvision/") or data.train.startswith("folder:")
-    channels: int | None = data.channels or (3 if needs_rgb else None)
+    # Pictures of no common size are decoded at the size asked for, which takes a whole shape; all of them are RGB.
+    is_rgb = recipe.model.name.startswith("torchvision/") or data.train.startswith(("folder:", "celeba", "textures"))
+    channels: int | None = data.channels or (3 if is_rgb else None)
     shape = (channels, data.image_size, data.image_size) if channels and data.image_size else None
     splits = load_splits(
         data.train,
@@ -117,6 +118,10 @@ def load_data(recipe: Recipe, data_dir: str, download: bool) -> Splits:
 
 def build_parts(recipe: Recipe, splits: Splits, device: torch.device) -> Parts:
     """Build what the recipe names, with weights drawn from its seed. The caller owns torch's global random state."""
+    pad = recipe.data.augment.pad
+    if pad >= splits.train.shape[1]:
+        size = splits.train.shape[1]
+        raise RecipeError(f"data.augment.pad = {pad}: must be less than the image size {size}")
     torch.manual_seed(recipe.seed)
     architecture = {
         "name": recipe.model.name,
