@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
-# One thread: the tests' tensors are small, and on a busy machine two-thread kernels stall.
-TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+# One thread for what is small: more are hardly faster there, and on a busy machine their kernels wait for each other.
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .PHONY: demo test lint bench wheel clean help
 
@@ -34,11 +34,11 @@ $(VENV)/.lint: $(VENV)/.base
 	@touch $@
 
 demo: $(VENV)/.base
-	$(BIN)/ebmhybrid train --recipe digits_hdge
-	$(BIN)/ebmhybrid eval --attack fgsm --attack pgd
+	$(ONE_THREAD) $(BIN)/ebmhybrid train --recipe digits_hdge
+	$(ONE_THREAD) $(BIN)/ebmhybrid eval --attack fgsm --attack pgd
 
 test: $(VENV)/.test
-	$(TEST_ENV) $(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90
+	$(ONE_THREAD) $(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
@@ -46,7 +46,7 @@ lint: $(VENV)/.lint
 	$(BIN)/mypy
 
 bench: $(VENV)/.base
-	$(TEST_ENV) $(BIN)/python -m benchmarks.loss
+	$(ONE_THREAD) $(BIN)/python -m benchmarks.loss
 
 wheel: $(VENV)/.base
 	rm -rf build dist
