@@ -92,7 +92,8 @@ def bar(batches: Iterable[Any], text: str) -> Iterable[Any]:
     """A progress bar on a terminal, nothing elsewhere."""
     from tqdm import tqdm
 
-    return tqdm(batches, desc=text, file=sys.stderr, leave=False, disable=not sys.stderr.isatty())
+    shown = sys.stderr is not None and sys.stderr.isatty()
+    return tqdm(batches, desc=text, file=sys.stderr, leave=False, disable=not shown)
 
 
 data_options = [
@@ -151,6 +152,9 @@ def train(
 
     KEY=VALUE are dotted changes to the recipe, such as optimizer.lr=0.05.
     """
+    for name, value in (("--recipe", recipe), ("--out", out), ("--resume", resume)):
+        if value == "":
+            raise click.UsageError(f"{name} is empty")
     if resume and (recipe or out):
         raise click.UsageError("--resume takes the run's own recipe and directory: leave out --recipe and --out")
     changes = [*overrides, *more]
@@ -158,7 +162,7 @@ def train(
     def work() -> None:
         from ebmhybrid.recipe import load_recipe
 
-        source = Path(resume) / "config.yaml" if resume else recipe or "digits_hdge"
+        source = Path(resume) / "config.yaml" if resume else "digits_hdge" if recipe is None else recipe
         if print_config:
             click.echo(load_recipe(source, changes).to_yaml(), nl=False)
             return
@@ -169,7 +173,7 @@ def train(
             loaded,
             out,
             resume=resume,
-            overrides=changes,
+            overrides=changes if resume else None,
             data_dir=data_dir,
             download=not no_download,
             device=device,
@@ -224,11 +228,17 @@ def evaluate(
 
     RUN is a run directory or a weight file; left out, the newest run under runs/.
     """
+    for name, value in (("RUN", run), ("--out", out)):
+        if value == "":
+            raise click.UsageError(f"{name} is empty")
 
     def work() -> None:
+        from ebmhybrid.evaluate.files import check_replaceable
         from ebmhybrid.runs import evaluate_run, evaluation_folder, newest_run
 
-        chosen = Path(run) if run else newest_run()
+        chosen = newest_run() if run is None else Path(run)
+        if out is not None:
+            check_replaceable(Path(out).absolute())  # before the work whose results it would lose
         result = evaluate_run(
             chosen,
             ood=ood or None,
@@ -243,12 +253,13 @@ def evaluate(
             device=device,
             progress=bar,
         )
+        if not as_json:
+            click.echo(result.table())  # first: should saving fail, the figures are not lost
         folder = result.save(out or evaluation_folder(chosen))
         if as_json:
             click.echo((folder / "results.json").read_text(encoding="utf-8"), nl=False)
         else:
-            click.echo(result.table())
-            click.echo(f"\nreport: {folder / 'report.html'}")
+            click.echo(f"\nrun: {chosen}\nreport: {folder / 'report.html'}")
 
     guarded(work)
 

@@ -33,10 +33,9 @@ def at_least_float32(logits: Tensor) -> Tensor:
 
 def check_logits(logits: Tensor) -> Tensor:
     """Logits as (N, C) of at least float32, or a ValueError that says what came instead."""
-    if not logits.is_floating_point() or logits.dim() != 2 or logits.shape[1] == 0:
-        raise ValueError(
-            f"logits must be floating point of shape (N, C) with C >= 1, got {logits.dtype} {tuple(logits.shape)}"
-        )
+    if not isinstance(logits, Tensor) or not logits.is_floating_point() or logits.dim() != 2 or logits.shape[1] == 0:
+        what = f"{logits.dtype} {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"logits must be floating point of shape (N, C) with C >= 1, got {what}")
     return at_least_float32(logits)
 
 
@@ -96,4 +95,7 @@ def joint_energy(logits: Tensor, labels: Tensor) -> Tensor:
         raise ValueError(
             f"labels must be int64 of shape ({logits.shape[0]},), got {labels.dtype} {tuple(labels.shape)}"
         )
+    eager = labels.device.type == "cpu" and labels.numel() and not torch.compiler.is_compiling()
+    if eager and not (0 <= labels.min() <= labels.max() < logits.shape[1]):
+        raise ValueError(f"labels must lie in [0, {logits.shape[1] - 1}], got [{labels.min()}, {labels.max()}]")
     return -logits.gather(1, labels[:, None]).squeeze(1)

@@ -50,9 +50,11 @@ def load_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     >>> load_recipe("digits_hdge", ["seed=3"]).seed
     3
     """
-    is_file = str(source).endswith((".yaml", ".yml"))
+    is_file = str(source).lower().endswith((".yaml", ".yml"))
     text = _read(Path(source)) if is_file else recipe_text(str(source))
-    name = re.sub(r"[^A-Za-z0-9._-]", "_", Path(source).stem) if is_file else str(source)
+    name = str(source)
+    if is_file:
+        name = re.sub(r"[^A-Za-z0-9._-]", "_", Path(source).stem).lstrip("._-") or "unnamed"
     return parse_recipe(text, f"recipe {source}", name, overrides)
 
 
@@ -82,7 +84,15 @@ def _read(path: Path) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-4 as a number, as YAML 1.2 does; PyYAML's own rule wants 1.0e-4."""
+    """SafeLoader that reads 1e-4 as a number, as YAML 1.2 does, and refuses a key that stands twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} stands twice", key.start_mark)
+            seen.add(key.value if isinstance(key.value, str) else id(key))
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(
@@ -93,7 +103,7 @@ _Loader.add_implicit_resolver(
 def _parse(text: str, where: str) -> Any:
     try:
         return yaml.load(text, _Loader)  # a SafeLoader: nothing in the file is executed
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, AttributeError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f" at line {mark.line + 1}" if mark else ""
         raise RecipeError(f"{where}: not valid YAML{line} ({getattr(error, 'problem', None) or error})") from error
@@ -127,7 +137,9 @@ def _explain_one(one: Mapping[str, Any]) -> str:
     key = ".".join(_resolve(location)[0])
     if one["type"] == "value_error":
         return f"{key}: {message}" if key else message
-    return f"{key or 'recipe'} = {one['input']!r}: {message[0].lower()}{message[1:]}"
+    given = repr(one["input"])
+    given = given if len(given) <= 80 else f"{given[:77]}..."
+    return f"{key or 'recipe'} = {given}: {message[0].lower()}{message[1:]}"
 
 
 def _resolve(location: list[str]) -> tuple[list[str], list[str]]:

@@ -31,7 +31,7 @@ def newest_run(root: str | Path = "runs") -> Path:
     Raises:
         CheckpointError: no run there.
     """
-    weights = [*Path(root).glob("*/*/checkpoints/last.safetensors"), *Path(root).glob("*/checkpoints/last.safetensors")]
+    weights = list(Path(root).rglob("checkpoints/last.safetensors"))
     if not weights:
         raise CheckpointError(f"{root}: no run there; make one with `ebmhybrid train`, or name a run directory")
     return max(weights, key=lambda path: path.stat().st_mtime_ns).parent.parent
@@ -120,7 +120,7 @@ def _splits(recipe: Recipe, weights: Path, data_dir: str | Path, download: bool)
     if record.is_file():
         recorded = _recorded(record)
         for part in ("validation", "test"):
-            if recorded.get(part, {}).get("sha256", "") not in ("", getattr(splits, part).digest()):
+            if recorded[part] != getattr(splits, part).digest():
                 raise DataError(
                     f"{recipe.data.train}: its {part} images are not those the run was made with (their sha256 "
                     f"differs from {record})"
@@ -128,9 +128,10 @@ def _splits(recipe: Recipe, weights: Path, data_dir: str | Path, download: bool)
     return splits
 
 
-def _recorded(record: Path) -> dict[str, Any]:
+def _recorded(record: Path) -> dict[str, str]:
     try:
-        return json.loads(record.read_text(encoding="utf-8"))["data"]
+        data = json.loads(record.read_text(encoding="utf-8"))["data"]
+        return {part: str(data[part]["sha256"]) for part in ("validation", "test")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{record}: cannot be read as a run's record ({type(error).__name__})") from error
 

@@ -33,7 +33,7 @@ class Augment(Locked):
 
     pad: Annotated[int, Field(ge=0)] = 0
     flip: bool = False
-    noise_std: NonNegative = 0.0
+    noise_std: Annotated[float, Field(ge=0, le=10)] = 0.0
     mixup_alpha: NonNegative = 0.0
 
 
@@ -44,7 +44,7 @@ class Data(Locked):
     test: str | None = None
     validation_fraction: Fraction = 0.1
     test_fraction: Fraction = 0.2
-    split_seed: Annotated[int, Field(ge=0)] = 0
+    split_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     channels: Literal[1, 3] | None = None
     image_size: Annotated[int, Field(ge=8, le=512)] | None = None
     augment: Augment = Augment()
@@ -55,7 +55,7 @@ class Model(Locked):
 
     name: str = "wide_resnet"
     depth: int = 28
-    width: Count = 10
+    width: Annotated[int, Field(ge=1, le=1024)] = 10
     norm: Literal["none", "batch", "layer", "instance"] = "batch"
     activation: Literal["leaky_relu", "relu", "silu", "gelu", "softplus"] = "leaky_relu"
     dropout: Probability = 0.0
@@ -72,6 +72,8 @@ class Model(Locked):
                 raise ValueError(f"depth must be 6 n + 4 (10, 16, 22, 28, ...), got {self.depth}")
         elif foreign := sorted(WIDE_RESNET_KEYS & self.model_fields_set):
             raise ValueError(f"{', '.join(foreign)}: keys of wide_resnet; give {self.name} its arguments in options")
+        if clash := sorted({"name", "num_classes", "in_channels", "mean", "std"} & self.options.keys()):
+            raise ValueError(f"options: {', '.join(clash)} cannot stand there; they follow from the model and the data")
         return self
 
     def arguments(self) -> dict[str, Any]:
@@ -95,7 +97,7 @@ class HDGETerm(Locked):
     weight: NonNegative = 1.0
     ce_weight: NonNegative = 1.0
     temperature: Positive = 0.1
-    bank_size: Count = 65536
+    bank_size: Annotated[int, Field(ge=1, le=2**31)] = 65536
     form: Literal["released", "paper"] = "released"
     negatives: Literal["bank", "batch", "bank+batch"] = "bank"
     normalize: Literal["l2", "none"] = "l2"
@@ -114,6 +116,8 @@ class Objective(Locked):
             raise ValueError(f"needs at least one term of: {', '.join(type(self).model_fields)}")
         if self.ce is not None and self.hdge is not None:
             raise ValueError("hdge has its own cross-entropy: leave out ce, and set objective.hdge.ce_weight")
+        if self.hdge is not None and not self.hdge.weight and not self.hdge.ce_weight:
+            raise ValueError("hdge.weight and hdge.ce_weight are both 0: nothing would be trained")
         return self
 
 
@@ -121,12 +125,12 @@ class Reference(Locked):
     """Unlabelled reference images that join the contrast's columns: `fraction` of a batch, in equal shares a family."""
 
     families: Annotated[list[Literal["smooth", "patches", "inversions"]], Field(min_length=1)]
-    fraction: Positive = 0.5
+    fraction: Annotated[float, Field(gt=0, le=16)] = 0.5
 
 
 class Optimizer(Locked):
     name: Literal["sgd", "adam", "adamw"] = "sgd"
-    lr: Positive = 0.1
+    lr: Annotated[float, Field(gt=0, le=1e6)] = 0.1
     momentum: Probability = 0.9
     nesterov: bool = False
     betas: Annotated[list[Probability], Field(min_length=2, max_length=2)] = [0.9, 0.999]
@@ -188,6 +192,12 @@ class Evaluation(Locked):
     norm: Literal["linf", "l2"] = "linf"
     eps: Positive = 8 / 255
     batch_size: Count = 256
+
+    @model_validator(mode="after")
+    def _eps_fits_the_norm(self) -> Evaluation:
+        if self.norm == "linf" and self.eps > 1:
+            raise ValueError(f"eps must be at most 1 for linf, got {self.eps:g}: pixels lie in [0, 1], as in 8/255")
+        return self
 
 
 class Recipe(Locked):

@@ -54,10 +54,10 @@ def replaced(folder: Path) -> Iterator[Path]:
         EbmhybridError: `folder` is a file, holds anything that is not an evaluation's, or cannot be written.
     """
     folder = Path(folder).absolute()
+    check_replaceable(folder)
     fresh = folder.with_name(f".{folder.name}.{uuid4().hex[:8]}.new")
     old = fresh.with_suffix(".old")
     try:
-        _check_replaceable(folder)
         fresh.mkdir(parents=True)
         yield fresh
         if folder.exists():
@@ -76,12 +76,15 @@ def replaced(folder: Path) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
 
 
-def _check_replaceable(folder: Path) -> None:
+def check_replaceable(folder: Path) -> None:
     """Refuse to replace what is not ours: replacing a folder removes what it held."""
     if not folder.name:
         raise EbmhybridError(f"cannot write the evaluation to {folder}: name a folder")
-    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise EbmhybridError(f"cannot write the evaluation to {folder}: it is not a folder")
+    try:
+        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+            raise EbmhybridError(f"cannot write the evaluation to {folder}: it is not a folder")
+    except OSError as error:  # a path through a file
+        raise EbmhybridError(f"cannot write the evaluation to {folder}: {error.strerror}") from error
     foreign = sorted(entry.name for entry in folder.iterdir() if entry.name not in OURS) if folder.exists() else []
     if foreign:
         raise EbmhybridError(

@@ -33,6 +33,7 @@ class Predictions:
     name: str = "set"
     notes: tuple[str, ...] = ()
     digest: str | None = None
+    image_shape: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -212,6 +213,7 @@ def predict(
             half |= checked.dtype != output.dtype
             logits.append(checked.cpu().double())
             labels.append(targets)
+            shape = tuple(images.shape[1:])
     if not logits:
         raise EbmhybridError(f"set {name!r} is empty")
     if len({batch.shape[1] for batch in logits}) > 1:
@@ -222,6 +224,7 @@ def predict(
         name,
         (*_notes(data), *(["logits came in half precision"] if half else [])),
         _digest(data),
+        shape,
     )
     if labelled:
         check_labels(merged.labels, merged.logits.shape[1], name)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -128,7 +129,10 @@ def check_attacks(
 ) -> list[dict[str, Any]]:
     """A row to fill for each attack and radius, once all arguments are known to be usable."""
     names = (attacks,) if isinstance(attacks, str) else tuple(dict.fromkeys(attacks))
-    radii = [float(radius) for radius in ([eps] if isinstance(eps, (int, float)) else eps)]
+    try:
+        radii = np.atleast_1d(np.asarray(eps, dtype=np.float64)).tolist()
+    except (TypeError, ValueError):
+        raise UsageError(f"eps must be a number or numbers, got {eps!r}") from None
     if norm not in NORMS:
         raise UsageError(f"unknown norm {norm!r}: {nearest(norm, NORMS)}")
     if not names or not radii:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -123,9 +124,8 @@ def evaluate(
     >>> evaluate(lambda images: images.flatten(1), data).accuracy.rows[0]["n"]
     30
     """
-    attacks = tuple(attacks)
+    attacks = names_of(attacks)
     names = check(scores, attacks, norm, eps, steps, restarts)
-    budget: dict[str, Any] = {"norm": norm, "eps": _curve(norm, eps), "steps": steps, "restarts": restarts}
 
     def look(data: ImageSet, name: str | None = None, labelled: bool = True) -> Predictions:
         return predict(model, data, device, progress, name=name, limit=limit, labelled=labelled)
@@ -144,8 +144,20 @@ def evaluate(
         sets.append(_described("ood", stranger))
     robust = None
     if attacks:
-        budget |= {"generator": generator, "limit": limit, "device": device, "progress": progress}
-        robust = evaluate_robustness(model, test_set, attacks, **budget)
+        widest = 1.0 if norm == "linf" else math.sqrt(math.prod(test.image_shape))
+        robust = evaluate_robustness(
+            model,
+            test_set,
+            attacks,
+            norm,
+            _curve(eps, widest),
+            steps,
+            restarts,
+            generator,
+            limit=limit,
+            device=device,
+            progress=progress,
+        )
     settings = {"scores": list(names), "calibration": calibration, "attacks": list(attacks), "limit": limit}
     return SuiteResult(
         accuracy=accuracy_of(test),
@@ -160,18 +172,23 @@ def evaluate(
     )
 
 
+def names_of(names: str | Iterable[str]) -> tuple[str, ...]:
+    """One name, or several."""
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
 def check(
     scores: Iterable[str], attacks: Iterable[str], norm: str, eps: float, steps: int = 20, restarts: int = 1
 ) -> tuple[str, ...]:
     """Refuse unknown names and radii before any work; returns the scores without repetition."""
-    if attacks := tuple(attacks):
-        check_attacks(attacks, norm, _curve(norm, eps), steps, restarts)
+    if attacks := names_of(attacks):
+        check_attacks(attacks, norm, eps, steps, restarts)
     return check_scores(scores)
 
 
-def _curve(norm: str, eps: float) -> list[float]:
-    """eps / 4, eps / 2, eps and 2 eps, the last one left out where a linf ball would be wider than [0, 1]."""
-    return [eps * factor for factor in CURVE if factor <= 1 or norm != "linf" or eps * factor <= 1]
+def _curve(eps: float, widest: float) -> list[float]:
+    """eps / 4, eps / 2, eps and 2 eps, the last one left out where the ball would be wider than the box of images."""
+    return [eps * factor for factor in CURVE if factor <= 1 or eps * factor <= widest]
 
 
 def _described(role: str, predictions: Predictions) -> dict[str, Any]:

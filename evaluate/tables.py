@@ -89,10 +89,10 @@ def shortened(name: str, width: int = 28) -> str:
     """A long name with its middle left out.
 
     >>> shortened("npz:/data/sets/a.npz", 12)
-    'npz:/…/a.npz'
+    'npz:...a.npz'
     """
-    keep = width // 2 - 1
-    return name if len(name) <= width else f"{name[:keep]}…{name[-(width - keep - 1) :]}"
+    keep = (width - 3) // 2
+    return name if len(name) <= width else f"{name[:keep]}...{name[-(width - keep - 3) :]}"
 
 
 def percent(value: float, low: float, high: float) -> str:

@@ -158,6 +158,12 @@ def truncated(run: Path, tmp: Path) -> Path:
     return copy
 
 
+def no_record(run: Path, tmp: Path) -> Path:
+    copy = shutil.copytree(run, tmp / "record")
+    (copy / "env.json").write_text('{"data": {"test": 3}}')
+    return copy
+
+
 def not_a_number(run: Path, tmp: Path) -> Path:
     copy = shutil.copytree(run, tmp / "nan")
     model = eh.load_model(copy)
@@ -273,6 +279,17 @@ WRONG = {
         "cannot change on resuming",
         lambda r, t: ["train", "--resume", r, "optimizer.lr=1.0"],
     ),
+    "test set that was trained on": (
+        1,
+        "digits:0-6: 1264 of its 1264 images are also in digits:0-6",
+        lambda r, t: [*TRAIN, "data.test=digits:0-6"],
+    ),
+    "test set of other classes": (1, "noise: its classes", lambda r, t: [*TRAIN, "data.test=noise"]),
+    "device without data": (1, "device 'meta' cannot be used", lambda r, t: [*TRAIN, "--device", "meta"]),
+    "empty recipe name": (2, "--recipe is empty", lambda r, t: ["train", "--recipe", ""]),
+    "empty run": (2, "RUN is empty", lambda r, t: ["eval", ""]),
+    "report at the root": (1, "name a folder", lambda r, t: ["eval", r, "--out", "/"]),
+    "a record that is none": (1, "env.json: cannot be read as a run's record", lambda r, t: ["eval", no_record(r, t)]),
     "NaN weights": (
         1,
         "digits:0-6.*logits|logits.*finite",
@@ -301,6 +318,21 @@ def test_each_wrong_input_gives_one_line_and_leaves_nothing(case: str, run: Path
     assert lines[0].startswith("Error: ")
     assert re.search(message, lines[0]), lines[0]
     assert (tree(tmp_path), tree(run)) == (before, before_run)
+
+
+def test_l2_radii_wider_than_the_box_are_left_out(run, tmp_path) -> None:
+    result = call(
+        "eval", run, "--attack", "fgsm", "--norm", "l2", "--eps", "5", "--limit", "3", "--out", tmp_path, "--json"
+    )
+    assert [row["eps"] for row in json.loads(result.stdout)["robustness"]["rows"]] == [0.0, 1.25, 2.5, 5.0]
+
+
+def test_training_goes_on_without_anyone_reading(tmp_path) -> None:
+    """A closed stderr, and a pipe whose reader has gone."""
+    base = f"{sys.executable} -m ebmhybrid train --recipe smoke training.max_steps=2 --out {tmp_path}"
+    for name, tail in (("closed", "2>&-"), ("gone", "2>&1 | true")):
+        subprocess.run(f"{base}/{name} {tail}", shell=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        assert (tmp_path / name / "checkpoints" / "best.safetensors").is_file(), name
 
 
 def test_changed_test_data_are_noticed(tmp_path) -> None:

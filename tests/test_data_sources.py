@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from data_files import make_cifar10, make_folder, make_npz
+from data_files import make_cifar10, make_folder, make_npz, pixels
 
 from ebmhybrid.data import ImageSet, data_names, load_set, load_splits
 from ebmhybrid.data.builtin import SHAPES, interpolations
@@ -170,7 +170,7 @@ def test_an_official_test_split_is_the_test_part(tmp_path):
 
 def test_another_set_can_be_the_test_part(tmp_path):
     make_npz(tmp_path / "train.npz", n=40)
-    x, _ = make_npz(tmp_path / "test.npz", n=12, classes=3)
+    x, _ = make_npz(tmp_path / "test.npz", n=12, classes=3, x=pixels(1, 12, 8, 8, 3))
     splits = load_splits(f"npz:{tmp_path}/train.npz", test=f"npz:{tmp_path}/test.npz", validation_fraction=0.25)
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (30, 10, 12)
     assert np.array_equal(splits.test.images.permute(0, 2, 3, 1).numpy(), x)
@@ -198,6 +198,18 @@ def test_training_needs_two_classes(name):
         load_splits(name)
 
 
+def test_a_test_set_that_was_trained_on_is_refused_and_a_stray_duplicate_is_not(tmp_path):
+    x, _ = make_npz(tmp_path / "train.npz", n=40)
+    fresh = pixels(1, 200, 8, 8, 3)
+    fresh[:2] = x[:2]
+    make_npz(tmp_path / "few.npz", n=200, x=fresh)
+    assert len(load_splits(f"npz:{tmp_path}/train.npz", test=f"npz:{tmp_path}/few.npz").test) == 200
+    fresh[:3] = x[:3]
+    make_npz(tmp_path / "more.npz", n=200, x=fresh)
+    with pytest.raises(DataError, match=r"more\.npz: 3 of its 200 images are also in .*train\.npz"):
+        load_splits(f"npz:{tmp_path}/train.npz", test=f"npz:{tmp_path}/more.npz")
+
+
 def test_a_class_with_too_few_images_is_refused(tmp_path):
     make_npz(tmp_path / "a.npz", n=5, y=np.array([0, 0, 0, 1, 1]))
     with pytest.raises(DataError, match=r"a.npz: class 1 has 2 images, a split in 3 parts needs as many"):
@@ -205,10 +217,14 @@ def test_a_class_with_too_few_images_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "fractions", [{"validation_fraction": 0.0}, {"validation_fraction": 0.9, "test_fraction": 0.2}]
+    ("fractions", "message"),
+    [
+        ({"validation_fraction": 0.0}, "digits: the shares of a split must be positive and sum to 1"),
+        ({"validation_fraction": 0.9, "test_fraction": 0.2}, r"validation_fraction 0\.9 and test_fraction 0\.2 leave"),
+    ],
 )
-def test_shares_that_leave_nothing_are_refused(fractions):
-    with pytest.raises(DataError, match="digits: the shares of a split must be positive and sum to 1"):
+def test_shares_that_leave_nothing_are_refused(fractions, message):
+    with pytest.raises(DataError, match=message):
         load_splits("digits", **fractions)
 
 

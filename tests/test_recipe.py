@@ -70,7 +70,16 @@ WRONG = [
     (["data.augment.flop=true"], "did you mean 'data.augment.flip'"),
     (["optimizer.lr=-1"], r"optimizer\.lr = -1.*greater than 0"),
     (["optimizer.lr=fast"], r"optimizer\.lr = 'fast'.*number"),
-    (["optimizer.lr=.inf"], r"optimizer\.lr = inf.*finite"),
+    (["optimizer.lr=.inf"], r"optimizer\.lr = inf.*1000000"),
+    (["optimizer.weight_decay=.nan"], r"optimizer\.weight_decay = nan"),
+    (["data.split_seed=99999999999999999999999"], r"data\.split_seed = 9+: .*less than"),
+    (["model.width=1000000"], r"model\.width = 1000000.*1024"),
+    (["objective.hdge.bank_size=1000000000000"], r"bank_size = 1000000000000"),
+    (["objective={hdge: {weight: 0.0, ce_weight: 0.0}}"], "are both 0: nothing would be trained"),
+    (["model={name: torchvision/resnet18, options: {name: wide_resnet}}"], "options: name cannot stand there"),
+    (["evaluation.eps=5.0"], "eps must be at most 1 for linf, got 5"),
+    (["seed=2020-13-45"], "not valid YAML"),
+    (["name=[" + "x, " * 200 + "x]"], r"name = \['x'.*\.\.\.: input should be a valid string"),
     (["seed=1.5"], r"seed = 1\.5.*integer"),
     (["seed=true"], "seed = True.*integer"),
     (["training.epochs=0"], r"training\.epochs = 0"),
@@ -120,6 +129,10 @@ def test_all_mistakes_are_told_at_once() -> None:
         (b"a: [1", "not valid YAML at line"),
         (b"- 1\n", "must be a mapping"),
         (b"", "must be a mapping"),
+        (b"seed: 1\nmodel: {depth: 10}\nseed: 2\n", "line 3 .key 'seed' stands twice"),
+        (b"optimizer: {lr: 1.0, lr: 2.0}\n", "key 'lr' stands twice"),
+        (b"seed: !!int foo", "not valid YAML"),
+        (b"a: " + b"[" * 3000, "not valid YAML"),
         (b"\xff\xfe\x00", "cannot be read"),
         (b"seed: !!python/object/apply:os.system ['echo']", "not valid YAML"),
     ],
@@ -129,6 +142,12 @@ def test_files_that_are_no_recipes(content: bytes, message: str, tmp_path) -> No
     path.write_bytes(content)
     with pytest.raises(RecipeError, match=message):
         load_recipe(path)
+
+
+@pytest.mark.parametrize(("file", "name"), [("_my.yaml", "my"), ("日本.yaml", "unnamed"), ("A b.YAML", "A_b")])
+def test_a_file_without_a_name_is_named_after_itself(file: str, name: str, tmp_path) -> None:
+    (tmp_path / file).write_text("seed: 3\n", encoding="utf-8")
+    assert load_recipe(tmp_path / file).name == name
 
 
 def test_missing_file_and_unknown_name() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 import ebmhybrid as eh
 from ebmhybrid.data import load_set
@@ -20,6 +20,7 @@ from ebmhybrid.schema import Optimizer, Schedule
 from ebmhybrid.training import engine, setup
 from ebmhybrid.training.checkpoint import load_state, write_atomically
 from ebmhybrid.training.optimization import build_optimizer, build_scheduler, lr_factor
+from ebmhybrid.training.records import fresh_folder, locked
 
 SMALL = ["training.batch_size=128", "training.max_steps=null", "training.epochs=2", "training.log_every=3"]
 
@@ -144,8 +145,11 @@ def test_resume_takes_more_epochs_and_needs_a_run(finished, tmp_path) -> None:
     assert longer.metrics["accuracy"] >= finished.metrics["accuracy"]
     with pytest.raises(CheckpointError, match="nothing: no run to resume"):
         eh.train(resume=tmp_path / "nothing", progress=False)
-    with pytest.raises(EbmhybridError, match="either a recipe or a run"):
-        eh.train()
+    for wrong in ({}, {"recipe": recipe(), "resume": folder}, {"recipe": "smoke"}):
+        with pytest.raises(EbmhybridError, match="either a recipe, as load_recipe returns it, or a run"):
+            eh.train(**wrong)
+    with pytest.raises(EbmhybridError, match="overrides belong to resume"):
+        eh.train(recipe(), overrides=["seed=5"])
 
 
 @pytest.mark.parametrize(
@@ -206,7 +210,7 @@ def test_a_non_finite_loss_stops_with_a_clear_error_and_keeps_the_last_good_weig
         eh.train(recipe(), tmp_path / "a", progress=False)
     assert eh.load_model(tmp_path / "a" / "checkpoints" / "last.safetensors") is not None
     with pytest.raises(TrainingError, match=r"not finite.*no weights were saved yet"):
-        eh.train(recipe("optimizer.lr=1e30", "schedule.name=constant"), tmp_path / "b", progress=False)
+        eh.train(recipe("optimizer.lr=1e6", "schedule.name=constant"), tmp_path / "b", progress=False)
 
 
 def test_nothing_is_written_when_the_data_or_the_model_cannot_be_used(tmp_path) -> None:
@@ -250,6 +254,13 @@ def test_damaged_and_foreign_weights_are_named(finished, tmp_path) -> None:
     save_file({"a": torch.zeros(1)}, bad, metadata={"format": "1", "architecture": '{"name": "wide_resnet"}'})
     with pytest.raises(CheckpointError, match="do not fit together"):
         eh.load_model(bad)
+    with safe_open(finished.folder / "checkpoints" / "best.safetensors", framework="pt") as file:
+        texts = file.metadata()
+    for key, value in (("recipe", None), ("image_shape", None), ("image_shape", "[1]"), ("classes", "{")):
+        changed = {k: v for k, v in {**texts, key: value}.items() if v is not None}
+        save_file(eh.load_model(finished.folder).state_dict(), bad, metadata=changed)
+        with pytest.raises(CheckpointError, match="do not fit together"):
+            eh.load_model(bad)
     save_file({"a": torch.zeros(1)}, bad, metadata={"format": "1", "architecture": "{"})
     with pytest.raises(CheckpointError, match="do not fit together"):
         eh.load_model(bad)
@@ -270,14 +281,81 @@ def test_a_failed_write_leaves_the_former_file(tmp_path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("former")
 
-    def fail(temporary: Path) -> None:
-        temporary.write_text("half")
-        raise OSError("disk full")
+    for kind in (OSError, SafetensorError, RuntimeError):
 
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, fail)
-    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
-    assert path.read_text() == "former"
+        def fail(temporary: Path, kind: type[Exception] = kind) -> None:
+            temporary.write_text("half")
+            raise kind("disk full")
+
+        with pytest.raises(CheckpointError, match=r"a\.txt: cannot be written \(disk full\)"):
+            write_atomically(path, fail)
+        assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+        assert path.read_text() == "former"
+
+
+def test_one_process_at_a_time_trains_in_a_directory(tmp_path, monkeypatch) -> None:
+    step, refused = engine.train_step, []
+
+    def meanwhile(*args):
+        if not refused:
+            with (
+                pytest.raises(CheckpointError, match="another process is training there") as caught,
+                locked(tmp_path / "a"),
+            ):
+                pass
+            refused.append(caught)
+        return step(*args)
+
+    monkeypatch.setattr(engine, "train_step", meanwhile)
+    eh.train(recipe("training.max_steps=2"), tmp_path / "a", progress=False)
+    assert refused
+    with locked(tmp_path / "a"):
+        pass
+    assert not (tmp_path / "a" / ".lock").exists()
+
+
+def test_a_run_cut_short_by_max_steps_goes_on_within_its_epoch(tmp_path) -> None:
+    options = ["schedule.name=constant", "training.epochs=1"]
+    whole = eh.train(recipe(*options, "training.max_steps=6"), tmp_path / "whole", progress=False)
+    part = eh.train(recipe(*options, "training.max_steps=2"), tmp_path / "part", progress=False)
+    again = eh.train(resume=part.folder, overrides=["training.max_steps=6"], progress=False)
+    ours, theirs = (
+        eh.load_model(run.folder / "checkpoints" / "last.safetensors").state_dict() for run in (again, whole)
+    )
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=0, atol=0)
+
+
+def test_default_folders_of_the_same_second_differ(tmp_path, monkeypatch) -> None:
+    assert len({fresh_folder(tmp_path) for _ in range(5)}) == 5
+
+
+def test_several_processes_are_refused(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(EbmhybridError, match="several processes"):
+        eh.train(recipe(), tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda state: state.pop("device"),
+        lambda state: state.pop("data"),
+        lambda state: state.update(parts=[1]),
+        lambda state: state["parts"].update(model=3),
+        lambda state: state["parts"].update(generator=torch.zeros(3)),
+        lambda state: state["parts"]["progress"].update(more=1),
+    ],
+)
+def test_a_damaged_training_state_is_one_message(damage, finished, tmp_path) -> None:
+    import shutil
+
+    folder = shutil.copytree(finished.folder, tmp_path / "copy")
+    state = load_state(folder / "checkpoints" / "last.state.pt")
+    damage(state)
+    torch.save(state, folder / "checkpoints" / "last.state.pt")
+    with pytest.raises(CheckpointError, match="does not fit its recipe"):
+        eh.train(resume=folder, progress=False)
 
 
 def test_learning_rate_schedules() -> None:

@@ -65,13 +65,17 @@ def read_mnist(images: Path, labels: Path, names: Sequence[str]) -> Content:
 
 
 def read_svhn(path: Path) -> Content:
-    """SVHN's cropped digits: X (32, 32, 3, N), y (N, 1) in 1..10, where 10 stands for the digit 0."""
+    """SVHN's cropped digits: X (32, 32, 3, N), y (N, 1) in 1..10, where 10 (or 0) is the digit 0."""
     from scipy.io import loadmat
 
     content = loadmat(path, variable_names=["X", "y"])
     if not {"X", "y"} <= content.keys() or content["X"].ndim != 4:
         raise DataError(f"{path}: must hold X of shape (32, 32, 3, N) and y")
     labels = content["y"].reshape(-1).astype(np.int64)
+    if labels.size and not (labels.min() >= 0 and labels.max() <= 10):
+        raise DataError(f"{path}: labels must lie in 0..10, got {labels.min()}..{labels.max()}")
+    if content["X"].dtype != np.uint8:
+        raise DataError(f"{path}: X must be uint8, got {content['X'].dtype}")
     return content["X"].transpose(3, 2, 0, 1), labels % 10, DIGIT_NAMES
 
 

@@ -105,6 +105,11 @@ def load_splits(
     """
     request = _request(data_dir, download, shape, seed)
     whole = _load(train, "train", request)
+    if validation_fraction + test_fraction >= 1 and test is None and _parse(train)[0] not in SOURCES:
+        raise DataError(
+            f"{train}: validation_fraction {validation_fraction} and test_fraction {test_fraction} leave nothing to "
+            "train on"
+        )
     present = len(whole.labels.unique())
     if present < 2:
         raise DataError(f"{train}: training needs at least 2 classes, {train} has {present}")
@@ -123,6 +128,8 @@ def load_splits(
     }
     if "test" not in parts:
         parts["test"] = _with_classes_of(whole, _load(test or train, "test", request))
+    if test is not None:
+        _check_unseen(parts["test"], whole)
     return Splits(**parts)
 
 
@@ -170,14 +177,27 @@ def _load_base(name: str, split: str, request: _Request) -> ImageSet:
 
 
 def _with_classes_of(train: ImageSet, test: ImageSet) -> ImageSet:
-    """The test set under the train set's class names: the same in the same order, or plain numbers on one side."""
+    """The test set under the train set's class names: the same in the same order, or as many plain numbers."""
     if test.num_classes > train.num_classes:
         raise DataError(f"{test.name}: has {test.num_classes} classes, the train set {train.name} {train.num_classes}")
     same = test.classes == train.classes[: test.num_classes]
     one_is_numbered = all(map(str.isdecimal, test.classes)) != all(map(str.isdecimal, train.classes))
-    if not same and not one_is_numbered:
+    if not same and not (one_is_numbered and test.num_classes == train.num_classes):
         raise DataError(
             f"{test.name}: its classes ({', '.join(test.classes[:5])}, ...) are not those of the train set "
             f"{train.name} ({', '.join(train.classes[:5])}, ...)"
         )
     return replace(test, classes=train.classes)
+
+
+def _check_unseen(test: ImageSet, whole: ImageSet) -> None:
+    """A test set chosen by name must not hold what is trained or validated on; a stray duplicate is let pass."""
+    if test.shape != whole.shape:
+        return
+    seen = {image.numpy().tobytes() for image in whole.images}
+    repeated = sum(image.numpy().tobytes() in seen for image in test.images)
+    if repeated > 0.01 * len(test):
+        raise DataError(
+            f"{test.name}: {repeated} of its {len(test)} images are also in {whole.name}, which is trained and "
+            "validated on"
+        )

@@ -76,6 +76,8 @@ class HDGELoss(nn.Module):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
+        if not isinstance(num_classes, int) or num_classes < 1:
+            raise ValueError(f"num_classes must be an integer >= 1, got {num_classes!r}")
         _check_options(weight, ce_weight, temperature, label_smoothing)
         for name, value, choices in (
             ("form", form, get_args(Form)),
@@ -90,7 +92,8 @@ class HDGELoss(nn.Module):
         self.form, self.negatives, self.normalize = form, negatives, normalize
         self.bank = Bank(num_classes, bank_size) if "bank" in negatives else None
         if self.bank is not None and negatives == "bank":
-            step = self.bank.block * 1024  # in parts: K x C vectors would not fit for large K and C
+            # In parts of whole rows: K x C vectors would not fit for large K and C.
+            step = self.bank.block * max(1, 2**22 // (self.bank.block * num_classes))
             for start in range(0, self.bank.capacity, step):
                 self.fill_bank(torch.randn(min(step, self.bank.capacity - start), num_classes))
 
@@ -119,7 +122,9 @@ class HDGELoss(nn.Module):
             "ce": F.cross_entropy(logits, y, label_smoothing=self.label_smoothing),
             "contrastive": self._contrast(logits, y, reference).mean(),
         }
-        loss = self.ce_weight * terms["ce"] + self.weight * terms["contrastive"]
+        # A part of weight 0 is left out: times 0 its infinities would be NaN.
+        weighted = [(self.ce_weight, terms["ce"]), (self.weight, terms["contrastive"])]
+        loss = sum((weight * term for weight, term in weighted if weight), torch.zeros_like(terms["ce"]))
         return (loss, terms) if return_terms else loss
 
     def _contrast(self, logits: Tensor, y: Tensor, reference: Tensor | None) -> Tensor:
@@ -150,6 +155,8 @@ class HDGELoss(nn.Module):
 
     def _check(self, logits: Tensor, y: Tensor, reference: Tensor | None) -> None:
         n, c = logits.shape
+        if not isinstance(y, Tensor):
+            raise ValueError(f"y must be a tensor, got {type(y).__name__}")
         if n == 0 or c != self.num_classes:
             raise ValueError(f"logits must be (N, {self.num_classes}) with N >= 1, got {(n, c)}")
         hard = y.dtype == torch.int64 and y.shape == (n,)
@@ -158,6 +165,8 @@ class HDGELoss(nn.Module):
         # On an accelerator reading a label would wait for the device; torch's own assert catches it there.
         if hard and y.device.type == "cpu" and not torch.compiler.is_compiling() and not (0 <= y.min() <= y.max() < c):
             raise ValueError(f"labels must lie in [0, {c - 1}], got [{int(y.min())}, {int(y.max())}]")
+        if not hard and y.device.type == "cpu" and not torch.compiler.is_compiling() and not _are_probabilities(y):
+            raise ValueError("probability targets must be >= 0 and sum to 1 in each row")
         if not hard and self.form == "released" and self.bank is not None:
             raise ValueError(
                 "probability targets need form='paper' or negatives='batch': with form='released' the bank keeps "
@@ -196,6 +205,10 @@ class HDGELoss(nn.Module):
             f"form={self.form!r}, negatives={self.negatives!r}, normalize={self.normalize!r}, "
             f"label_smoothing={self.label_smoothing}"
         )
+
+
+def _are_probabilities(y: Tensor) -> bool:
+    return bool((y >= 0).all()) and bool(((y.float().sum(1) - 1).abs() < 1e-3).all())
 
 
 def _check_options(weight: float, ce_weight: float, temperature: float, label_smoothing: float) -> None:

@@ -32,6 +32,8 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+    except (OSError, SafetensorError, RuntimeError) as error:  # each library has its own word for a full disk
+        raise CheckpointError(f"{path}: cannot be written ({' '.join(str(error).split())})") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -107,6 +109,10 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> nn.Modul
         raise CheckpointError(f"{path}: its metadata names no ebmhybrid format {FORMAT} (got {texts.get('format')})")
     try:
         metadata = {key: json.loads(value) if key in _JSON_KEYS else value for key, value in texts.items()}
+        channels, height, width = (int(size) for size in metadata["image_shape"])
+        metadata["image_shape"] = [channels, height, width]
+        if not isinstance(metadata["recipe"], str):
+            raise TypeError("recipe is no text")
         model = build_model(**metadata["architecture"])
         model.load_state_dict(tensors)
     except (ValueError, KeyError, TypeError, RuntimeError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from ebmhybrid.data import ImageSet, augment, batches, mixup, reference_images
-from ebmhybrid.errors import EbmhybridError, TrainingError
+from ebmhybrid.errors import EbmhybridError, TrainingError, UsageError
 from ebmhybrid.schema import Recipe
 from ebmhybrid.training import checkpoint
 from ebmhybrid.training.interrupt import Interrupt
 from ebmhybrid.training.log import RunLog
 from ebmhybrid.training.meter import Meter, validate
-from ebmhybrid.training.records import check_unused, fresh_folder, open_folder, save, write_records
+from ebmhybrid.training.records import check_unused, fresh_folder, locked, open_folder, save, write_records
 from ebmhybrid.training.resume import restore, resumed_recipe
 from ebmhybrid.training.setup import PRECISIONS, Parts, build_parts, epoch_generator, load_data
 
@@ -60,8 +61,12 @@ def train(
         EbmhybridError: a recipe, data or a directory that cannot be used (before anything is written), or a loss
             that stops being finite.
     """
-    if (recipe is None) == (resume is None):
-        raise EbmhybridError("train takes either a recipe or a run to resume")
+    if (recipe is None) == (resume is None) or (recipe is not None and not isinstance(recipe, Recipe)):
+        raise UsageError("train takes either a recipe, as load_recipe returns it, or a run to resume")
+    if recipe is not None and overrides:
+        raise UsageError("overrides belong to resume; give a recipe's to load_recipe")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError("training on several processes is not there yet: WORLD_SIZE is more than 1; start one process")
     if resume is not None:
         recipe = resumed_recipe(Path(resume), overrides or [])
     assert recipe is not None
@@ -77,8 +82,9 @@ def train(
         else:
             folder = Path(resume)
             restore(parts, folder)
-        write_records(folder, parts)
-        return _run(parts, folder, progress)
+        with locked(folder):
+            write_records(folder, parts)
+            return _run(parts, folder, progress)
 
 
 def pick_device(name: str) -> torch.device:
@@ -87,8 +93,8 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        torch.zeros(1, device=device).item()
+    except Exception as error:  # each backend has errors of its own for being absent
         reason = str(error).strip().split("\n")[0]
         raise EbmhybridError(f"device {name!r} cannot be used: {reason}") from error
     return device
@@ -222,14 +228,15 @@ def end_epoch(parts: Parts, folder: Path, log: RunLog, meter: Meter) -> None:
     if not math.isfinite(figures["nll"]):
         raise TrainingError(f"the validation loss is not finite at step {at.step}: {_advice(parts, folder)}")
     log.record("validation", at.step, at.epoch, figures)
-    at.epoch, at.step_in_epoch = at.epoch + 1, 0
     epochs = -(-parts.total_steps // parts.steps_per_epoch)
     log.say(
-        f"epoch {at.epoch}/{epochs}  loss {trained['loss']:.4f}  "
+        f"epoch {at.epoch + 1}/{epochs}  loss {trained['loss']:.4f}  "
         + "  ".join(f"{name} {trained[name]:.4f}" for name in meter.names[1:-1])
         + f"  train {100 * trained['accuracy']:.2f} %  validation {100 * figures['accuracy']:.2f} %"
         f"  nll {figures['nll']:.4f}  {trained['images_per_second']:.0f} images/s  left {log.time_left(at.step)}"
     )
+    if at.step_in_epoch == parts.steps_per_epoch:  # else max_steps cut it short, and a resumed run goes on within it
+        at.epoch, at.step_in_epoch = at.epoch + 1, 0
     improved = not at.best or [figures["accuracy"], -figures["nll"]] > at.best[:2]
     if improved:
         at.best = [figures["accuracy"], -figures["nll"], at.step]

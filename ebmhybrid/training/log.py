@@ -40,11 +40,11 @@ class RunLog:
         self.folder = folder
         self.total_steps, self.first_step = total_steps, first_step
         self.stream = sys.stderr
-        self.show = show
+        self.show = show and self.stream is not None  # a process may have been started without one
         self.started = time.monotonic()
         self._keep_rows_until(first_step)
         self.jsonl = (folder / "metrics.jsonl").open("a", encoding="utf-8")
-        self.text = (folder / "train.log").open("a", encoding="utf-8")
+        self.text = (folder / "train.log").open("a", encoding="utf-8", errors="replace")
         self.board = SummaryWriter(str(folder / "tb"), purge_step=first_step or None)
         self.bar: tqdm[Any] | None = None
         if self.show and self.stream.isatty():
@@ -53,7 +53,7 @@ class RunLog:
     def _keep_rows_until(self, step: int) -> None:
         """On resuming, forget rows of steps that are about to be taken again."""
         path = self.folder / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
         self.rows = [row for row in map(_row, lines) if row is not None and row["step"] <= step]
         if len(self.rows) < len(lines):
             text = "".join(json.dumps(row) + "\n" for row in self.rows)
@@ -66,7 +66,10 @@ class RunLog:
         if self.bar is not None:
             self.bar.write(line, file=self.stream)
         elif self.show:
-            print(line, file=self.stream, flush=True)
+            try:
+                print(line, file=self.stream, flush=True)
+            except OSError:  # whoever read along has gone; training goes on
+                self.show = False
 
     def record(self, split: str, step: int, epoch: int, values: dict[str, float]) -> None:
         """One row of metrics; numbers that are not finite are left out of the JSON, which has no word for them."""

@@ -6,8 +6,11 @@ import json
 import os
 import platform
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from importlib import metadata
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +22,47 @@ from ebmhybrid.training import checkpoint
 from ebmhybrid.training.checkpoint import write_atomically
 from ebmhybrid.training.setup import Parts
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pydantic", "safetensors")
 
 
 def fresh_folder(parent: Path) -> Path:
-    """<parent>/<date-time>, with a number behind it where that is taken."""
+    """Make <parent>/<date-time>, with a number behind it where that is taken, also by another process just now."""
     stamp = f"{datetime.now():%Y%m%d-%H%M%S}"
-    names = [stamp, *(f"{stamp}-{count}" for count in range(2, 100))]
-    return next(parent / name for name in names if not (parent / name).exists())
+    for name in chain([stamp], (f"{stamp}-{number}" for number in count(2))):
+        try:
+            (parent / name).mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise CheckpointError(f"{parent / name}: cannot be made ({error.strerror})") from error
+        return parent / name
+    raise AssertionError("unreachable")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One training at a time in a run directory; the lock goes with the process, however it ends.
+
+    Raises:
+        CheckpointError: another process trains there.
+    """
+    if fcntl is None:
+        yield
+        return
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise CheckpointError(f"{folder}: another process is training there") from None
+        try:
+            yield
+        finally:
+            (folder / ".lock").unlink(missing_ok=True)
 
 
 def check_unused(folder: Path) -> None:

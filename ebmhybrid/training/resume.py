@@ -52,15 +52,19 @@ def restore(parts: Parts, folder: Path) -> None:
         CheckpointError: no state, a damaged one, or one of other data or of another kind of device.
     """
     state = checkpoint.load_state(folder / "checkpoints" / "last.state.pt")
-    if state["data"] != parts.splits.train.digest():
-        raise CheckpointError(f"{folder}: the training data is not that of the run (its sha256 differs)")
-    if state["device"] != parts.device.type:
-        raise CheckpointError(
-            f"{folder}: the run was made on {state['device']}, and {parts.device.type} cannot go on from its random "
-            f"state: take --device {state['device']}"
-        )
     try:
+        if state["data"] != parts.splits.train.digest():
+            raise CheckpointError(f"{folder}: the training data is not that of the run (its sha256 differs)")
+        if state["device"] != parts.device.type:
+            raise CheckpointError(
+                f"{folder}: the run was made on {state['device']}, and {parts.device.type} cannot go on from its "
+                f"random state: take --device {state['device']}"
+            )
         parts.load_state_dict(state["parts"])
-    except (KeyError, ValueError, RuntimeError) as error:
+    except CheckpointError:
+        raise
+    except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())
-        raise CheckpointError(f"{folder}: its state does not fit its recipe: {reason}") from error
+        raise CheckpointError(
+            f"{folder}: its checkpoints/last.state.pt does not fit its recipe ({type(error).__name__}: {reason})"
+        ) from error
