@@ -97,7 +97,14 @@ def bar(batches: Iterable[Any], text: str) -> Iterable[Any]:
 
 
 data_options = [
-    click.option("--data-dir", default="data", show_default=True, envvar="EBMHYBRID_DATA", help="Where data sets lie."),
+    click.option(
+        "--data-dir",
+        default="data",
+        show_default=True,
+        envvar="EBMHYBRID_DATA",
+        show_envvar=True,
+        help="Where data sets lie.",
+    ),
     click.option("--no-download", is_flag=True, help="Fail rather than fetch a missing data set."),
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
 ]
@@ -180,10 +187,11 @@ def train(
             progress=not quiet,
         )
         if run.signal:
-            click.echo(f"stopped; go on with: ebmhybrid train --resume {run.folder}", err=True)
             sys.exit(128 + run.signal)
-        accuracy = f"validation accuracy {100 * run.metrics['accuracy']:.2f} %, " if run.metrics else ""
-        click.echo(f"{accuracy}run: {run.folder}")
+        best = run.metrics
+        click.echo(
+            f"best validation accuracy {100 * best['accuracy']:.2f} % at step {best['step']:.0f}, run: {run.folder}"
+        )
 
     guarded(work)
 
@@ -200,11 +208,21 @@ def train(
 )
 @click.argument("run", required=False, type=click.Path())
 @click.option("--ood", multiple=True, metavar="NAME", help="An OOD data set, repeatable.  [default: the recipe's]")
-@click.option("--score", "scores", multiple=True, metavar="NAME", help="An OOD score, repeatable: energy, msp, ...")
+@click.option(
+    "--score",
+    "scores",
+    multiple=True,
+    metavar="NAME",
+    help="An OOD score, repeatable: energy, msp, max_logit, entropy, grad_norm.",
+)
 @click.option("--calibration/--no-calibration", default=True, show_default=True)
 @click.option("--attack", "attacks", multiple=True, metavar="NAME", help="An attack, repeatable: fgsm, pgd.")
-@click.option("--eps", type=Number(), help="Attack radius in pixel scale [0, 1], such as 8/255.")
-@click.option("--norm", type=click.Choice(["linf", "l2"]), help="The attack's norm.")
+@click.option(
+    "--eps",
+    type=Number(),
+    help="Attack radius, pixels in [0, 1]; 1/4, 1/2 and 2 times it are run too.  [default: the recipe's, 8/255]",
+)
+@click.option("--norm", type=click.Choice(["linf", "l2"]), help="The attack's norm.  [default: the recipe's, linf]")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N images of each set.")
 @click.option("--out", type=click.Path(), metavar="DIR", help="Report directory.  [default: RUN/eval/DATE-TIME]")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON instead of a table.")

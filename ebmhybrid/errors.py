@@ -39,5 +39,7 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     'valid: energy, msp'
     """
     valid = sorted(valid)
-    close = get_close_matches(name, valid, n=1, cutoff=0.6)
-    return f"did you mean {close[0]!r}?" if close else f"valid: {', '.join(valid)}"
+    # Of dotted keys only the last parts are compared: a long common prefix would make any two look alike.
+    ends = {key.rpartition(".")[2]: key for key in reversed(valid)} if "." in name else {key: key for key in valid}
+    close = get_close_matches(name.rpartition(".")[2] if "." in name else name, ends, n=1, cutoff=0.6)
+    return f"did you mean {ends[close[0]]!r}?" if close else f"valid: {', '.join(valid)}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -16,7 +15,7 @@ from ebmhybrid.data import ImageSet, Splits, load_set
 from ebmhybrid.errors import CheckpointError, DataError, UsageError
 from ebmhybrid.evaluate import suite
 from ebmhybrid.recipe import parse_recipe
-from ebmhybrid.training.checkpoint import find_weights, load_model
+from ebmhybrid.training.checkpoint import find_weights, load_model, weights_digest
 from ebmhybrid.training.engine import pick_device
 from ebmhybrid.training.records import fresh_folder
 from ebmhybrid.training.setup import load_data
@@ -100,7 +99,7 @@ def evaluate_run(
         progress=progress,
         context={
             "model": recipe.name,
-            "weights": {"path": str(weights), "sha256": hashlib.sha256(weights.read_bytes()).hexdigest()},
+            "weights": {"path": str(weights), "sha256": weights_digest(model)},
             "config": yaml.safe_load(metadata["recipe"]),
         },
         device=where,
@@ -108,9 +107,10 @@ def evaluate_run(
 
 
 def evaluation_folder(run: str | Path) -> Path:
-    """Where an evaluation of a run goes by default: <run>/eval/<date-time>, or beside a lone weight file."""
+    """Make the folder of a run's evaluation: <run>/eval/<date-time>, or beside a lone weight file."""
     run = Path(run)
-    return fresh_folder((run if run.is_dir() else run.parent) / "eval")
+    base = run if run.is_dir() else run.parent
+    return fresh_folder((base.parent if base.name == "checkpoints" else base) / "eval")
 
 
 def _splits(recipe: Recipe, weights: Path, data_dir: str | Path, download: bool) -> Splits:
@@ -154,5 +154,4 @@ def doctor() -> Iterator[tuple[str, str]]:
             yield f"cuda:{index}", torch.cuda.get_device_name(index)
     else:
         yield "cuda", "not available: runs use the CPU"
-    for extra, module in (("autoattack", "pyautoattack"), ("timm", "timm")):
-        yield f"extra {extra}", "installed" if find_spec(module) else f"missing: pip install 'ebmhybrid[{extra}]'"
+    yield "timm models", "yes" if find_spec("timm") else "no: pip install 'ebmhybrid[timm]', or '.[timm]' in the source"

@@ -25,7 +25,7 @@ from .calibration_metrics import (
     nll_of_logits,
     reliability_bins,
 )
-from .calibration_tools import at_bound, bootstrap_interval, fit_temperature, netcal_ece, perfect_model_ece
+from .calibration_tools import bootstrap_interval, fit_temperature, netcal_ece, perfect_model_ece, unidentified
 from .predictions import ImageSet, Model, Predictions, Progress, check_labels, predict, softmax
 
 if TYPE_CHECKING:
@@ -119,7 +119,8 @@ def calibration_of(test: Predictions, validation: Predictions | None = None) -> 
         fit = {
             "set": test.name,
             "temperature": temperature,
-            "temperature_at_bound": held_out is not None and at_bound(held_out.logits, held_out.labels, temperature),
+            "temperature_unidentified": held_out is not None
+            and unidentified(held_out.logits, held_out.labels, temperature),
             "n_validation": None if held_out is None else len(held_out),
         }
         rows.append(_row(variant, logits, test.labels) | fit)

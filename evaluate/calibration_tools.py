@@ -115,7 +115,7 @@ def fit_temperature(logits: Array, labels: Array) -> float:
     return math.exp(float(found.x))
 
 
-def at_bound(logits: Array, labels: Array, temperature: float) -> bool:
+def unidentified(logits: Array, labels: Array, temperature: float) -> bool:
     """Whether a fitted temperature is no optimum: at a bound of the search the NLL is no worse than there."""
     values, targets = as_numpy(logits).astype(np.float64), as_numpy(labels)
     reached = nll_of_logits(values / temperature, targets)

@@ -59,7 +59,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
 
-def set_name(data: ImageSet, default: str = "set") -> str:
+def set_name(data: ImageSet, default: str = "test") -> str:
     """The set's own `.name`, or `default`."""
     return str(getattr(data, "name", None) or default)
 

@@ -69,7 +69,7 @@ def text_table(result: SuiteResult) -> str:
         value = f"{row['ece_15']:.4f} [{row['ece_15_low']:.4f}, {row['ece_15_high']:.4f}]"
         note = f"perfect model {row['ece_15_perfect']:.4f}, NLL {row['nll']:.4f}, n={row['n']}"
         # Without an error on the validation images any smaller T lowers their NLL: the fit says nothing.
-        lines.append((name, value, note + (", T at its bound: not identified" if row["temperature_at_bound"] else "")))
+        lines.append((name, value, note + (", T not identified" if row["temperature_unidentified"] else "")))
     of_set: dict[str, list[Mapping[str, Any]]] = {}
     for row in result.ood.rows if result.ood else ():
         of_set.setdefault(row["ood_set"], []).append(row)

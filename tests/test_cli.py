@@ -46,7 +46,7 @@ def test_train_says_where_the_run_is(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     result = call("train", *QUICK)
     assert result.exit_code == 0
-    match = re.search(r"validation accuracy [\d.]+ %, run: (runs/smoke/\d{8}-\d{6})\n", result.output)
+    match = re.search(r"best validation accuracy [\d.]+ % at step 2, run: (runs/smoke/\d{8}-\d{6})\n", result.output)
     assert match
     assert (tmp_path / match[1] / "checkpoints" / "best.safetensors").is_file()
 

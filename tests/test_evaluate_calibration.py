@@ -137,8 +137,8 @@ def test_temperature_at_its_bounds_and_on_bad_logits() -> None:
     assert calibration.fit_temperature(np.array([[1.0, 0.0]] * 3), np.ones(3, int)) == pytest.approx(100, rel=1e-3)
     right = Predictions(np.array([[1.0, 0.0]] * 3), np.zeros(3, int), "all right")
     wrong = Predictions(np.array([[1.0, 0.0]] * 4), np.array([0, 0, 0, 1]), "one wrong")
-    assert [row["temperature_at_bound"] for row in calibration.calibration_of(wrong, right).rows] == [False, True]
-    assert [row["temperature_at_bound"] for row in calibration.calibration_of(wrong, wrong).rows] == [False, False]
+    assert [row["temperature_unidentified"] for row in calibration.calibration_of(wrong, right).rows] == [False, True]
+    assert [row["temperature_unidentified"] for row in calibration.calibration_of(wrong, wrong).rows] == [False, False]
     with pytest.raises(ValueError, match="finite"):
         calibration.fit_temperature(np.array([[np.inf, 0.0]]), np.array([0]))
     with pytest.raises(ValueError, match="labels must lie in"):

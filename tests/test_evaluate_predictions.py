@@ -68,7 +68,7 @@ def test_position_of_a_bad_logit_counts_earlier_batches() -> None:
 
 def test_empty_sets_and_labels_of_another_length_are_refused() -> None:
     for data in ([], [(torch.zeros(0, 1, 1, 2), torch.zeros(0, dtype=torch.int64))]):
-        with pytest.raises(ValueError, match="set 'set' is empty"):
+        with pytest.raises(ValueError, match="set 'test' is empty"):
             predict(_flat, data)
     with pytest.raises(ValueError, match="labels must be integers of shape"):
         predict(_flat, [(_images(2, 1, 1, 2), torch.zeros(3, dtype=torch.int64))])

@@ -67,6 +67,7 @@ def test_foreign_models_round_trip_without_wide_resnet_keys(tmp_path) -> None:
 WRONG = [
     (["optimizr.lr=1"], "unknown key 'optimizr', did you mean 'optimizer'"),
     (["optimizer.lrr=1"], "unknown key 'optimizer.lrr', did you mean 'optimizer.lr'"),
+    (["optimizer.learning_rate=1"], "unknown key 'optimizer.learning_rate', valid: optimizer.betas, "),
     (["data.augment.flop=true"], "did you mean 'data.augment.flip'"),
     (["optimizer.lr=-1"], r"optimizer\.lr = -1.*greater than 0"),
     (["optimizer.lr=fast"], r"optimizer\.lr = 'fast'.*number"),

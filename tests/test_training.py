@@ -18,7 +18,7 @@ from ebmhybrid.data import load_set
 from ebmhybrid.errors import CheckpointError, DataError, EbmhybridError, RecipeError, TrainingError
 from ebmhybrid.schema import Optimizer, Schedule
 from ebmhybrid.training import engine, setup
-from ebmhybrid.training.checkpoint import load_state, write_atomically
+from ebmhybrid.training.checkpoint import load_state, save_weights, weights_digest, write_atomically
 from ebmhybrid.training.optimization import build_optimizer, build_scheduler, lr_factor
 from ebmhybrid.training.records import fresh_folder, locked
 
@@ -78,6 +78,15 @@ def test_load_model_gives_the_network_that_was_validated(finished) -> None:
     torch.testing.assert_close(same(images), model(images))
 
 
+def test_the_digest_of_weights_is_that_of_their_values(finished, tmp_path) -> None:
+    model = eh.load_model(finished.folder)
+    digest = weights_digest(model)
+    save_weights(tmp_path / "w.safetensors", model, {**model.metadata, "more": "metadata"})
+    assert weights_digest(eh.load_model(tmp_path / "w.safetensors")) == digest
+    torch.nn.init.zeros_(model.head.bias)
+    assert weights_digest(model) != digest
+
+
 def test_weights_carry_their_metadata(finished) -> None:
     with safe_open(finished.folder / "checkpoints" / "best.safetensors", framework="pt") as file:
         metadata = file.metadata()
@@ -121,7 +130,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(stop_at: int, tmp_path, mon
     part = eh.train(options, tmp_path / "part", progress=False)
     assert part.signal == signal.SIGINT
     assert len(calls) == stop_at
-    assert "--resume" in (part.folder / "train.log").read_text()
+    assert f"ebmhybrid train --resume {part.folder}" in (part.folder / "train.log").read_text()
     monkeypatch.setattr(engine, "train_step", step)
     resumed = eh.train(resume=part.folder, progress=False)
     assert resumed.signal is None

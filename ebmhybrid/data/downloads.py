@@ -84,10 +84,11 @@ def _provide(name: str, split: str, folder: Path, download: bool) -> None:
         except Exception as error:  # whatever the network, the disk or a mirror did: the way out is the same
             problem = f"the download failed: {_brief(error)}"
     if missing := _missing(source, split, folder):
+        them = "it" if len(remotes) == 1 else "them"
         raise DataError(
             f"{name}: {missing[0]} not found in {folder} ({problem}); fetch "
             f"{', '.join(Path(remote.path).name for remote in remotes)} from {source.page} "
-            f"and put it at {', '.join(str(folder / remote.path) for remote in remotes)}"
+            f"and put {them} at {', '.join(str(folder / remote.path) for remote in remotes)}"
         )
 
 

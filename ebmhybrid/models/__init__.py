@@ -100,7 +100,7 @@ def _from_timm(kind: str, num_classes: int, in_channels: int = 3, **options: Any
         import timm
     except ImportError as error:
         raise RecipeError(
-            f"model.name = 'timm/{kind}' needs timm: install the extra with pip install 'ebmhybrid[timm]'"
+            f"model.name = 'timm/{kind}' needs timm: pip install 'ebmhybrid[timm]', or '.[timm]' in the source folder"
         ) from error
     if not timm.is_model(kind):
         raise RecipeError(f"model.name = 'timm/{kind}': no such model, {nearest(kind, timm.list_models())}")

@@ -6,6 +6,7 @@ Weights are safetensors; the training state is loaded with `weights_only=True`: 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -120,6 +121,15 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> nn.Modul
         raise CheckpointError(f"{path}: weights and metadata do not fit together ({reason})") from error
     model.metadata = metadata  # type: ignore[assignment]
     return model.to(device).eval()
+
+
+def weights_digest(model: nn.Module) -> str:
+    """sha256 over names and values of the weights: the same for equal weights, however a file orders its metadata."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 _JSON_KEYS = {"architecture", "classes", "image_shape", "normalisation"}

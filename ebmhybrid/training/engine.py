@@ -118,7 +118,7 @@ def _run(parts: Parts, folder: Path, show: bool) -> Run:
                 else:
                     end_epoch(parts, folder, log, meter)
         if interrupt.signal:
-            log.say(f"stopped at step {at.step} by signal {interrupt.signal}; go on with --resume {folder}")
+            log.say(f"stopped at step {at.step}; go on with: ebmhybrid train --resume {folder}", always=True)
     finally:
         log.write_csv()
         log.close()
@@ -228,12 +228,14 @@ def end_epoch(parts: Parts, folder: Path, log: RunLog, meter: Meter) -> None:
     if not math.isfinite(figures["nll"]):
         raise TrainingError(f"the validation loss is not finite at step {at.step}: {_advice(parts, folder)}")
     log.record("validation", at.step, at.epoch, figures)
+    # After a resume the training figures are those of the epoch's remaining steps.
+    part = f"  (trained on {meter.images} images since resuming)" if meter.steps < at.step_in_epoch else ""
     epochs = -(-parts.total_steps // parts.steps_per_epoch)
     log.say(
         f"epoch {at.epoch + 1}/{epochs}  loss {trained['loss']:.4f}  "
         + "  ".join(f"{name} {trained[name]:.4f}" for name in meter.names[1:-1])
         + f"  train {100 * trained['accuracy']:.2f} %  validation {100 * figures['accuracy']:.2f} %"
-        f"  nll {figures['nll']:.4f}  {trained['images_per_second']:.0f} images/s  left {log.time_left(at.step)}"
+        f"  nll {figures['nll']:.4f}{part}  {trained['images_per_second']:.0f} images/s  left {log.time_left(at.step)}"
     )
     if at.step_in_epoch == parts.steps_per_epoch:  # else max_steps cut it short, and a resumed run goes on within it
         at.epoch, at.step_in_epoch = at.epoch + 1, 0

@@ -59,13 +59,13 @@ class RunLog:
             text = "".join(json.dumps(row) + "\n" for row in self.rows)
             write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
-    def say(self, line: str) -> None:
-        """One line for the reader, on the screen and in train.log."""
+    def say(self, line: str, always: bool = False) -> None:
+        """One line for the reader, on the screen and in train.log; `always` also when progress is not shown."""
         self.text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n")
         self.text.flush()
         if self.bar is not None:
             self.bar.write(line, file=self.stream)
-        elif self.show:
+        elif self.show or (always and self.stream is not None):
             try:
                 print(line, file=self.stream, flush=True)
             except OSError:  # whoever read along has gone; training goes on

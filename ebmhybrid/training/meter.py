@@ -16,7 +16,7 @@ class Meter:
 
     def __init__(self) -> None:
         self.sums, self.names = torch.zeros(0), ["loss"]
-        self.images, self.started = 0, time.monotonic()
+        self.images, self.steps, self.started = 0, 0, time.monotonic()
 
     def add(self, loss: Tensor, terms: dict[str, Tensor], correct: Tensor, n: int) -> None:
         row = n * torch.stack([loss, *terms.values()]).float()
@@ -24,6 +24,7 @@ class Meter:
         self.sums = row if not self.images else self.sums + row
         self.names = ["loss", *terms, "accuracy"]
         self.images += n
+        self.steps += 1
 
     def read(self) -> dict[str, float]:
         """Means over the images so far, and the speed."""
