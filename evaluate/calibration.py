@@ -25,7 +25,14 @@ from .calibration_metrics import (
     nll_of_logits,
     reliability_bins,
 )
-from .calibration_tools import bootstrap_interval, fit_temperature, netcal_ece, perfect_model_ece, unidentified
+from .calibration_tools import (
+    bootstrap_interval,
+    fit_temperature,
+    netcal_ece,
+    perfect_model_ece,
+    perfect_model_value,
+    unidentified,
+)
 from .predictions import ImageSet, Model, Predictions, Progress, check_labels, predict, softmax
 
 if TYPE_CHECKING:
@@ -46,8 +53,13 @@ __all__ = [
     "netcal_ece",
     "nll",
     "perfect_model_ece",
+    "perfect_model_value",
     "reliability_bins",
 ]
+
+
+# Each with a bootstrap interval and what a perfectly calibrated model would show.
+FAMILY = {"ece_15": ece, "equal_mass_ece_15": equal_mass_ece, "classwise_ece_15": classwise_ece, "mce_15": mce}
 
 
 @dataclass(frozen=True)
@@ -55,9 +67,9 @@ class CalibrationResult:
     """A row of figures as the model is, `variant` "raw", and with held-out data one "temperature" row.
 
     Attributes:
-        rows: variant, set, n, temperature, n_validation, accuracy, nll, brier, ece_15 with its bootstrap interval
-            (ece_15_low, ece_15_high) and what a perfect model shows (ece_15_perfect), equal_mass_ece_15,
-            classwise_ece_15, mce_15, ece_20, netcal_ece_15.
+        rows: variant, set, n, temperature, n_validation, accuracy, nll, brier, ece_20, netcal_ece_15; and ece_15,
+            equal_mass_ece_15, classwise_ece_15, mce_15, each with its bootstrap interval (..._low, ..._high) and what
+            a perfect model shows (..._perfect).
         diagrams: variant -> reliability bins.
     """
 
@@ -87,23 +99,23 @@ class CalibrationResult:
 def _row(variant: str, logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     """The figures of one variant that depend on its probabilities."""
     probabilities = softmax(logits)
-    low, high = bootstrap_interval(probabilities, labels)
-    return {
+    row: dict[str, Any] = {
         "variant": variant,
         "n": len(labels),
         "accuracy": float((logits.argmax(axis=1) == labels).mean()),
         "nll": nll_of_logits(logits, labels),
         "brier": brier(probabilities, labels),
-        "ece_15": ece(probabilities, labels),
-        "ece_15_low": low,
-        "ece_15_high": high,
-        "ece_15_perfect": perfect_model_ece(probabilities.max(axis=1)),
-        "equal_mass_ece_15": equal_mass_ece(probabilities, labels),
-        "classwise_ece_15": classwise_ece(probabilities, labels),
-        "mce_15": mce(probabilities, labels),
         "ece_20": ece(probabilities, labels, bins=20),
         "netcal_ece_15": netcal_ece(probabilities, labels),
     }
+    for name, metric in FAMILY.items():
+        fast = metric is ece
+        low, high = bootstrap_interval(probabilities, labels, n=1000 if fast else 200, metric=None if fast else metric)
+        row[name] = metric(probabilities, labels, 15)
+        row |= {f"{name}_low": low, f"{name}_high": high}
+        row[f"{name}_perfect"] = perfect_model_value(metric, probabilities)
+    row["ece_15_perfect"] = perfect_model_ece(probabilities.max(axis=1))
+    return row
 
 
 def calibration_of(test: Predictions, validation: Predictions | None = None) -> CalibrationResult:

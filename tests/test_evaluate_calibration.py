@@ -219,3 +219,28 @@ def test_accuracy_and_its_labels() -> None:
     assert (row["n"], row["accuracy"]) == (50, right / 50)
     with pytest.raises(ValueError, match=r"labels must lie in \[0, 4\), got 9 at image 3 \(1 of 50\)"):
         evaluate_accuracy(_model, _data(logits, np.where(np.arange(50) == 3, 9, labels), 7))
+
+
+@pytest.mark.parametrize("metric", [calibration.equal_mass_ece, calibration.classwise_ece, calibration.mce])
+def test_every_metric_has_an_interval_and_a_perfect_model_figure(metric) -> None:
+    rng = np.random.default_rng(3)
+    logits = 2 * rng.standard_normal((400, 5))
+    probabilities = softmax(logits)
+    true = (rng.random((400, 1)) >= probabilities.cumsum(1)[:, :-1]).sum(1)
+    low, high = calibration.bootstrap_interval(probabilities, true, n=100, metric=metric)
+    assert 0 < low < high < 1
+    floor = calibration.perfect_model_value(metric, probabilities)
+    small = calibration.perfect_model_value(metric, probabilities[:50])
+    assert 0 < floor < small
+    assert metric(probabilities, true, 15) == pytest.approx(floor, rel=0.8)  # labels drawn as the model says
+    if metric is not calibration.mce:  # of which a single image in a bin can make anything
+        assert metric(probabilities, (true + 1) % 5, 15) > 2 * floor
+
+
+def test_the_general_interval_and_floor_agree_with_the_fast_ones_for_ece() -> None:
+    rng = np.random.default_rng(4)
+    probabilities, labels = softmax(rng.standard_normal((300, 4))), rng.integers(4, size=300)
+    fast = calibration.bootstrap_interval(probabilities, labels, n=50)
+    assert calibration.bootstrap_interval(probabilities, labels, n=50, metric=calibration.ece) == pytest.approx(fast)
+    floor = calibration.perfect_model_ece(probabilities.max(1), n=400)
+    assert calibration.perfect_model_value(calibration.ece, probabilities, n=400) == pytest.approx(floor, rel=0.05)
