@@ -3,98 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from ebmhybrid._version import __version__
-from ebmhybrid.errors import EbmhybridError, UsageError
-
-T = TypeVar("T")
-
-
-class OneLineErrors(click.Group):
-    """A group whose errors are one line on stderr with status 1 (failed) or 2 (usage), without the usage text."""
-
-    def main(
-        self,
-        args: Sequence[str] | None = None,
-        prog_name: str | None = None,
-        complete_var: str | None = None,
-        standalone_mode: bool = True,
-        **extra: Any,
-    ) -> Any:
-        try:
-            status = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
-        except click.exceptions.NoArgsIsHelpError as error:
-            click.echo(error.format_message())
-            sys.exit(0)
-        except click.ClickException as error:
-            hint = ""
-            if isinstance(error, click.UsageError) and error.ctx is not None:
-                hint = f" (see {error.ctx.command_path} --help)"
-            click.echo(f"Error: {' '.join(error.format_message().split())}{hint}", err=True)
-            sys.exit(error.exit_code)
-        except click.Abort:
-            click.echo("Error: interrupted", err=True)
-            sys.exit(130)
-        sys.exit(status if isinstance(status, int) else 0)
-
-
-class WrongUsage(click.ClickException):
-    """A name or value that the user typed and that cannot be used."""
-
-    exit_code = 2
-
-
-class Examples(click.Command):
-    """A command whose help keeps the line breaks of its examples."""
-
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        if self.epilog:
-            formatter.write_paragraph()
-            with formatter.section("Examples"):
-                for line in self.epilog.strip().splitlines():
-                    formatter.write(f"  {line.strip()}\n")
-
-
-class Number(click.ParamType):
-    """A positive number or a fraction such as 8/255."""
-
-    name = "number"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        try:
-            above, slash, below = str(value).partition("/")
-            number = float(above) / (float(below) if slash else 1.0)
-        except (ValueError, ZeroDivisionError):
-            number = -1.0
-        if not 0 < number < float("inf"):
-            self.fail(f"{value!r} is not a positive number or fraction such as 8/255", param, ctx)
-        return number
-
-
-def guarded(work: Callable[[], T]) -> T:
-    """Run a command's work; a user's mistake or a failed write becomes one line and an exit status, no traceback."""
-    try:
-        return work()
-    except BrokenPipeError:  # the reader of a pipe has gone: click ends quietly
-        raise
-    except UsageError as error:
-        raise WrongUsage(str(error)) from error
-    except (EbmhybridError, OSError) as error:
-        raise click.ClickException(str(error)) from error
-
-
-def bar(batches: Iterable[Any], text: str) -> Iterable[Any]:
-    """A progress bar on a terminal, nothing elsewhere."""
-    from tqdm import tqdm
-
-    shown = sys.stderr is not None and sys.stderr.isatty()
-    return tqdm(batches, desc=text, file=sys.stderr, leave=False, disable=not shown)
-
+from ebmhybrid.terminal import Examples, Number, OneLineErrors, bar, guarded
 
 data_options = [
     click.option(

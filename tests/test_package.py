@@ -73,7 +73,8 @@ ALLOWED = {
     "training": {"errors", "schema", "recipe", "data", "models", "losses", "training", "_version"},
     "evaluate": {"errors", "energies", "evaluate"},
     "runs": {"errors", "schema", "recipe", "data", "training", "evaluate", "_version"},
-    "cli": {"errors", "recipe", "training", "evaluate", "runs", "_version"},
+    "terminal": {"errors"},
+    "cli": {"terminal", "recipe", "training", "evaluate", "runs", "_version"},
 }
 
 
