@@ -116,6 +116,7 @@ class HDGELoss(nn.Module):
     def forward(
         self, logits: Tensor, y: Tensor, *, reference: Tensor | None = None, return_terms: bool = False
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch, and with `return_terms` its parts before weighting; shapes as in the class."""
         logits = check_logits(logits)
         self._check(logits, y, reference)
         terms = {
