@@ -155,23 +155,21 @@ def order(n: int, size: int, **arguments) -> list[list[int]]:
 
 
 @pytest.mark.parametrize(
-    ("n", "size", "drop_last", "sizes"),
+    ("n", "size", "sizes"),
     [
-        (8, 4, False, [4, 4]),
-        (9, 4, False, [4, 5]),
-        (10, 4, False, [4, 4, 2]),
-        (10, 4, True, [4, 4]),
-        (9, 4, True, [4, 4]),
-        (1, 4, False, [1]),
-        (3, 4, False, [3]),
-        (5, 4, False, [5]),
-        (3, 1, False, [1, 1, 1]),
+        (8, 4, [4, 4]),
+        (9, 4, [4, 5]),
+        (10, 4, [4, 4, 2]),
+        (1, 4, [1]),
+        (3, 4, [3]),
+        (5, 4, [5]),
+        (3, 1, [1, 1, 1]),
     ],
 )
-def test_batches_hold_each_image_once(n, size, drop_last, sizes):
-    made = order(n, size, drop_last=drop_last)
+def test_batches_hold_each_image_once(n, size, sizes):
+    made = order(n, size)
     assert [len(batch) for batch in made] == sizes
-    assert count_batches(n, size, drop_last) == len(sizes)
+    assert count_batches(n, size) == len(sizes)
     flat = [label for batch in made for label in batch]
     assert len(set(flat)) == len(flat) == sum(sizes)
 
@@ -196,7 +194,6 @@ def test_the_order_is_drawn_at_the_call():
     ("arguments", "message"),
     [
         ({"batch_size": 0}, "batch_size of at least 1, got 4 images and 0"),
-        ({"batch_size": 5, "drop_last": True}, "4 images fill no batch of 5"),
         ({"batch_size": 2, "start": -1}, "start must be at least 0, got -1"),
         ({"batch_size": 2, "labels": torch.arange(3)}, "as many labels as images, got 3 and 4"),
     ],

@@ -181,6 +181,18 @@ def test_bank_and_batch_estimates_the_population_gradient() -> None:
     assert min(in_batch, error(merged)) > 0.3
 
 
+def test_a_stale_bank_overweights_the_batch() -> None:
+    """The limit that the docs name: raw logits that have grown since the bank was filled."""
+    logits, y = naive.random_logits(64, 10, seed=1, scale=10.0), labels(64, 10)
+
+    def norm(bank_scale: float) -> float:
+        banked = naive.random_logits(65536, 10, seed=2, scale=bank_scale).detach()
+        bank = banked.logsumexp(0), torch.tensor(len(banked))
+        return naive.grad(contrastive_loss(logits, y, live=logits, bank=bank).mean(), logits).norm().item()
+
+    assert norm(0.1) > 100 * norm(10.0)
+
+
 def test_bank_and_batch_has_the_merged_value_and_fills_from_empty() -> None:
     loss_fn = eh.HDGELoss(3, form="paper", negatives="bank+batch", normalize="none", temperature=1.0, bank_size=8)
     loss_fn = loss_fn.double()

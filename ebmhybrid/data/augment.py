@@ -115,7 +115,12 @@ def mixup(
     """
     if not 0 < alpha < float("inf"):
         raise DataError(f"alpha must be a positive number, got {alpha}")
-    if labels.numel() and not (int(labels.min()) >= 0 and int(labels.max()) < num_classes):
+    # On an accelerator reading a label would wait for the device.
+    if (
+        labels.device.type == "cpu"
+        and labels.numel()
+        and not (int(labels.min()) >= 0 and int(labels.max()) < num_classes)
+    ):
         raise DataError(f"labels must lie in 0..{num_classes - 1}, got {int(labels.min())}..{int(labels.max())}")
     device = draw_device(images, generator)
     # torch has no public Beta draw that takes a generator; numpy's is seeded from ours
@@ -135,7 +140,6 @@ def batches(
     batch_size: int,
     *,
     generator: torch.Generator | None,
-    drop_last: bool = False,
     start: int = 0,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """One epoch of batches in an order drawn from the generator, at the call rather than at the first batch.
@@ -147,7 +151,6 @@ def batches(
         labels: (N,).
         batch_size: images a batch, at least 1.
         generator: decides the order; with its state set back, the order is the same.
-        drop_last: leave out the images that fill no batch.
         start: batches of this order to pass over, to resume within an epoch.
 
     Returns:
@@ -165,26 +168,23 @@ def batches(
         raise DataError(f"there must be as many labels as images, got {len(labels)} and {len(images)}")
     if start < 0:
         raise DataError(f"start must be at least 0, got {start}")
-    count = count_batches(len(images), batch_size, drop_last)
+    count = count_batches(len(images), batch_size)
     order = torch.randperm(len(images), generator=generator, device=draw_device(images, generator))
-    order = order[: count * batch_size] if drop_last else order
     sizes = [batch_size] * (count - 1)
     chunks = order.to(images.device).split([*sizes, len(order) - sum(sizes)])
     return ((images[index].float() / 255, labels[index]) for index in chunks[start:])
 
 
-def count_batches(n: int, batch_size: int, drop_last: bool = False) -> int:
+def count_batches(n: int, batch_size: int) -> int:
     """The number of batches that :func:`batches` cuts n images into.
 
     Raises:
-        DataError: no images, a batch_size below 1, or fewer images than a batch with `drop_last`.
+        DataError: no images, or a batch_size below 1.
 
-    >>> count_batches(9, 4), count_batches(10, 4), count_batches(10, 4, drop_last=True)
-    (2, 3, 2)
+    >>> count_batches(9, 4), count_batches(10, 4)
+    (2, 3)
     """
     if n < 1 or batch_size < 1:
         raise DataError(f"there must be images and a batch_size of at least 1, got {n} images and {batch_size}")
     full, rest = divmod(n, batch_size)
-    if drop_last and not full:
-        raise DataError(f"{n} images fill no batch of {batch_size}, and the last batch is to be dropped")
-    return max(1, full + (rest > 1 and not drop_last))
+    return max(1, full + (rest > 1))

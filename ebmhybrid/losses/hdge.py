@@ -164,9 +164,10 @@ class HDGELoss(nn.Module):
         if not hard and not (y.is_floating_point() and y.shape == (n, c)):
             raise ValueError(f"y must be int64 ({n},) or probabilities ({n}, {c}), got {y.dtype} {tuple(y.shape)}")
         # On an accelerator reading a label would wait for the device; torch's own assert catches it there.
-        if hard and y.device.type == "cpu" and not torch.compiler.is_compiling() and not (0 <= y.min() <= y.max() < c):
+        readable = y.device.type == "cpu" and not torch.compiler.is_compiling()
+        if readable and hard and not (0 <= y.min() <= y.max() < c):
             raise ValueError(f"labels must lie in [0, {c - 1}], got [{int(y.min())}, {int(y.max())}]")
-        if not hard and y.device.type == "cpu" and not torch.compiler.is_compiling() and not _are_probabilities(y):
+        if readable and not hard and not _are_probabilities(y):
             raise ValueError("probability targets must be >= 0 and sum to 1 in each row")
         if not hard and self.form == "released" and self.bank is not None:
             raise ValueError(
