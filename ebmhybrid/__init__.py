@@ -13,6 +13,7 @@ from ebmhybrid._version import __version__
 
 if TYPE_CHECKING:
     from ebmhybrid.energies import energy, joint_energy, log_density
+    from ebmhybrid.kernels import linear_energy
     from ebmhybrid.losses.hdge import HDGELoss
     from ebmhybrid.models.wide_resnet import WideResNet
     from ebmhybrid.recipe import load_recipe
@@ -23,6 +24,7 @@ _HOME = {
     "WideResNet": "ebmhybrid.models.wide_resnet",
     "energy": "ebmhybrid.energies",
     "joint_energy": "ebmhybrid.energies",
+    "linear_energy": "ebmhybrid.kernels",
     "load_model": "ebmhybrid.training",
     "load_recipe": "ebmhybrid.recipe",
     "log_density": "ebmhybrid.energies",
@@ -35,6 +37,7 @@ __all__ = [
     "__version__",
     "energy",
     "joint_energy",
+    "linear_energy",
     "load_model",
     "load_recipe",
     "log_density",

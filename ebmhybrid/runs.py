@@ -148,6 +148,9 @@ def doctor() -> Iterator[tuple[str, str]]:
     yield "python", f"{platform.python_version()} on {platform.platform()}"
     for name in ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "torchattacks", "netcal"):
         yield name, metadata.version(name)
+    from ebmhybrid.kernels import describe
+
+    yield "kernels", describe()
     yield "threads", str(torch.get_num_threads())
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):

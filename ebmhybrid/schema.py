@@ -91,6 +91,12 @@ class CrossEntropyTerm(Locked):
     label_smoothing: Probability = 0.0
 
 
+class ZLossTerm(Locked):
+    """The mean of (log Z(x))^2 = logsumexp(f)^2, which keeps logits from drifting (PaLM used 1e-4)."""
+
+    weight: Positive = 1e-4
+
+
 class HDGETerm(Locked):
     """The arguments of `ebmhybrid.HDGELoss`, which holds its own cross-entropy."""
 
@@ -109,11 +115,12 @@ class Objective(Locked):
 
     ce: CrossEntropyTerm | None = None
     hdge: HDGETerm | None = None
+    z_loss: ZLossTerm | None = None
 
     @model_validator(mode="after")
     def _has_a_term(self) -> Objective:
         if self.ce is None and self.hdge is None:
-            raise ValueError(f"needs at least one term of: {', '.join(type(self).model_fields)}")
+            raise ValueError("needs at least one term of: ce, hdge")
         if self.ce is not None and self.hdge is not None:
             raise ValueError("hdge has its own cross-entropy: leave out ce, and set objective.hdge.ce_weight")
         if self.hdge is not None and not self.hdge.weight and not self.hdge.ce_weight:

@@ -63,16 +63,17 @@ def test_root_names_resolve_and_wrong_ones_do_not() -> None:
 
 
 ALLOWED = {
-    "energies": set(),
+    "energies": {"kernels"},
     "errors": set(),
+    "kernels": {"errors", "kernels"},
     "schema": set(),
     "recipe": {"errors", "schema"},
-    "losses": {"energies", "losses"},
+    "losses": {"energies", "kernels", "losses"},
     "models": {"errors", "models"},
     "data": {"errors", "data"},
     "training": {"errors", "schema", "recipe", "data", "models", "losses", "training", "_version"},
     "evaluate": {"errors", "energies", "evaluate"},
-    "runs": {"errors", "schema", "recipe", "data", "training", "evaluate", "_version"},
+    "runs": {"errors", "schema", "recipe", "data", "training", "evaluate", "kernels", "_version"},
     "terminal": {"errors"},
     "cli": {"terminal", "recipe", "training", "evaluate", "runs", "_version"},
 }

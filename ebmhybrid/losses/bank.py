@@ -6,7 +6,7 @@ With hard labels the contrastive term needs of K banked examples only the class-
 
 so the bank keeps the log-sum of each block of examples and forgets the examples: a ring of rows
 R[r, c] = logsumexp_{k in block r} phi_c(b_k). A second level holds the log-sum of each group of rows, so that pushing
-a batch of N and reading log D costs O((N + sqrt(R)) C) for R rows, whatever K is. Nothing is ever subtracted, so
+a batch of N and summing log D costs O((N + sqrt(R)) C) for R rows, whatever K is. Nothing is ever subtracted, so
 nothing drifts; pointer and counts are tensors on the device, so nothing waits for the host.
 """
 
@@ -41,6 +41,7 @@ class Bank(nn.Module):
 
     rows: Tensor
     groups: Tensor
+    total: Tensor
     counts: Tensor
     pointer: Tensor
 
@@ -57,12 +58,13 @@ class Bank(nn.Module):
         # Rows past num_rows only pad the last group: they stay at log 0.
         self.register_buffer("rows", torch.full((num_groups * self.group, num_classes), -math.inf))
         self.register_buffer("groups", torch.full((num_groups, num_classes), -math.inf))
+        self.register_buffer("total", torch.full((num_classes,), -math.inf))
         self.register_buffer("counts", torch.zeros(self.num_rows, dtype=torch.int64))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
 
     def log_sum(self) -> Tensor:
         """log D, (C,): the log-sum of every banked score, -inf while the bank is empty."""
-        return self.groups.logsumexp(0)
+        return self.total
 
     def count(self) -> Tensor:
         """How many examples the bank holds, an int64 scalar on the device."""
@@ -105,6 +107,7 @@ class Bank(nn.Module):
         index = (first_slot // self.group + torch.arange(touched, device=self.rows.device)) % num_groups
         members = self.rows.view(num_groups, self.group, self.num_classes)[index]
         self.groups.index_copy_(0, index, members.logsumexp(1))
+        self.total.copy_(self.groups.logsumexp(0))
 
     def extra_repr(self) -> str:
         return f"num_classes={self.num_classes}, capacity={self.capacity}, examples_per_row={self.block}"

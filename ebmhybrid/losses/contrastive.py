@@ -70,21 +70,24 @@ def label_vector_scores(values: Tensor, targets: Tensor) -> Tensor:
     return torch.logsumexp(values[:, None, :] * targets[None], dim=2) - math.log(values.shape[1])
 
 
-def _released_scores(values: Tensor, bounded: bool, label_smoothing: float) -> Tensor:
-    """log( 1/C sum_j exp(t_cj v_nj) ) for the C (smoothed) one-hot label vectors t_c, in O(N C)."""
+def released_entries(values: Tensor, classes: int, bounded: bool) -> Tensor:
+    """log( (exp v + C - 1) / C ), entry by entry, of any shape. `bounded`: every |v| <= 1."""
+    if bounded:
+        # log1p(expm1) keeps the digits that log(e^v + C - 1) loses in float32 at large C.
+        return torch.log1p(torch.expm1(values) / classes)
+    others = torch.full_like(values, math.log(classes - 1) if classes > 1 else -math.inf)
+    return torch.logsumexp(torch.stack([values, others]), dim=0) - math.log(classes)
+
+
+def _smoothed_released(values: Tensor, bounded: bool, label_smoothing: float) -> Tensor:
+    """log( 1/C sum_j exp(t_cj v_nj) ) for the C smoothed one-hot label vectors t_c, in O(N C) where it is safe."""
     classes = values.shape[1]
     if not bounded:  # raw logits overflow expm1, and subtracting the off-diagonal term from the sum would cancel
         eye = torch.eye(classes, dtype=values.dtype, device=values.device)
-        if label_smoothing:
-            return label_vector_scores(values, smooth(eye, label_smoothing))
-        others = torch.full_like(values, math.log(classes - 1) if classes > 1 else -math.inf)
-        return torch.logsumexp(torch.stack([values, others]), dim=0) - math.log(classes)
+        return label_vector_scores(values, smooth(eye, label_smoothing))
     off = label_smoothing / classes
-    total = torch.expm1((1 - label_smoothing + off) * values)
-    if label_smoothing:
-        rest = torch.expm1(off * values)
-        total = total + rest.sum(1, keepdim=True) - rest
-    # log1p(expm1) keeps the digits that log(e^v + C - 1) loses in float32 at large C.
+    rest = torch.expm1(off * values)
+    total = torch.expm1((1 - label_smoothing + off) * values) + rest.sum(1, keepdim=True) - rest
     return torch.log1p(total / classes)
 
 
@@ -113,8 +116,22 @@ def class_scores(
     if normalize == "l2":
         values = F.normalize(values, dim=1)
     if form == "released":
-        values = _released_scores(values, normalize == "l2", label_smoothing)
+        bounded = normalize == "l2"
+        if label_smoothing:
+            values = _smoothed_released(values, bounded, label_smoothing)
+        else:
+            values = released_entries(values, values.shape[1], bounded)
     return values / temperature
+
+
+def banked_loss(positives: Tensor, log_sums: Tensor, temperature: float = 1.0) -> Tensor:
+    """-log( e^s / (e^s + e^log_sum) ), s = positive / T: against a bank alone, which does not hold the positive.
+
+    Arguments:
+        positives, log_sums: of one shape, which is that of the result; in nats >= 0.
+    """
+    # torch's own threshold of 20 drops terms of 2e-9, which float64 would keep
+    return F.softplus(torch.sub(log_sums, positives, alpha=1 / temperature), threshold=50)
 
 
 def live_share(own: Tensor, live_sum: Tensor, total: Tensor, count: Tensor, live: int) -> Tensor:
@@ -154,17 +171,19 @@ def contrastive_loss(
     """
     if live is None and bank is None:
         raise ValueError("contrastive_loss needs negatives: give live, bank or both")
+    hard = targets.dim() == 1
+    if hard and bank is None and live is scores:  # torch has the softmax of a column and its pick in two kernels
+        return F.nll_loss(F.log_softmax(scores, 0), targets, reduction="none")
     parts = [] if live is None else [live.logsumexp(0)]
     if bank is not None:
         parts.append(bank[0].to(scores.dtype))
     log_sums = torch.stack(parts)
-    hard = targets.dim() == 1
     if hard:
         scores, log_sums = scores.gather(1, targets[:, None]).squeeze(1), log_sums[:, targets]
     else:
         log_sums = log_sums[:, None]
-    if live is None:  # the bank does not hold the positive, so it joins the denominator here; live columns hold it
-        loss = -F.logsigmoid(scores - log_sums[0])
+    if live is None:
+        loss = banked_loss(scores, log_sums[0])
     elif bank is None:
         loss = log_sums[0] - scores
     else:

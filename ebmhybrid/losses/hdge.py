@@ -11,7 +11,17 @@ from torch import Tensor, nn
 
 from ebmhybrid.energies import check_logits
 from ebmhybrid.losses.bank import Bank
-from ebmhybrid.losses.contrastive import Form, Normalize, class_scores, contrastive_loss, label_vector_scores, smooth
+from ebmhybrid.losses.contrastive import (
+    Form,
+    Normalize,
+    banked_loss,
+    class_scores,
+    contrastive_loss,
+    label_vector_scores,
+    released_entries,
+    smooth,
+)
+from ebmhybrid.losses.rowwise import RowTerms, row_terms, weighted_sum
 
 Negatives = Literal["bank", "batch", "bank+batch"]
 
@@ -117,16 +127,34 @@ class HDGELoss(nn.Module):
         self, logits: Tensor, y: Tensor, *, reference: Tensor | None = None, return_terms: bool = False
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch, and with `return_terms` its parts before weighting; shapes as in the class."""
-        logits = check_logits(logits)
-        self._check(logits, y, reference)
-        terms = {
-            "ce": F.cross_entropy(logits, y, label_smoothing=self.label_smoothing),
-            "contrastive": self._contrast(logits, y, reference).mean(),
-        }
-        # A part of weight 0 is left out: times 0 its infinities would be NaN.
-        weighted = [(self.ce_weight, terms["ce"]), (self.weight, terms["contrastive"])]
-        loss = sum((weight * term for weight, term in weighted if weight), torch.zeros_like(terms["ce"]))
-        return (loss, terms) if return_terms else loss
+        bank = self.bank
+        self._check(logits, y, reference, bank)
+        smoothing, with_ce = self.label_smoothing, bool(self.ce_weight) or return_terms
+        if bank is not None and self.negatives == "bank" and not smoothing and y.dim() == 1:
+            # Of detached negatives and a hard label a row's gradient comes through the score at its label alone.
+            rows = row_terms(logits, y, ce=with_ce, own=self.normalize)
+            contrast = self._against_bank(logits, y, rows, bank)
+        else:
+            rows = row_terms(logits, y, label_smoothing=smoothing, ce=with_ce)
+            contrast = self._contrast(check_logits(logits), y, reference)
+        mean = contrast.mean()
+        loss = weighted_sum((self.ce_weight, rows.ce), (self.weight, mean))
+        if not return_terms:
+            return loss
+        assert rows.ce is not None
+        return loss, {"ce": rows.ce, "contrastive": mean}
+
+    def _against_bank(self, logits: Tensor, y: Tensor, rows: RowTerms, bank: Bank) -> Tensor:
+        positives = rows.own
+        assert positives is not None
+        if self.form == "released":
+            positives = released_entries(positives, self.num_classes, self.normalize == "l2")
+        log_sums = bank.log_sum().index_select(0, y).to(positives.dtype)
+        loss = banked_loss(positives, log_sums.unsqueeze(1), self.temperature)
+        if self.training:
+            with torch.no_grad():
+                bank.push(self.scores(logits))  # after the loss: a positive is not its own banked negative
+        return loss
 
     def _contrast(self, logits: Tensor, y: Tensor, reference: Tensor | None) -> Tensor:
         if self.form == "released" and y.dim() == 2:
@@ -144,7 +172,7 @@ class HDGELoss(nn.Module):
             bank=(self.bank.log_sum(), self.bank.count()) if self.bank is not None else None,
         )
         if self.bank is not None and self.training:
-            self.bank.push(columns)  # after the loss: a positive is not its own banked negative
+            self.bank.push(columns)
         return loss
 
     def _soft_released(self, logits: Tensor, y: Tensor, reference: Tensor | None) -> Tensor:
@@ -154,7 +182,9 @@ class HDGELoss(nn.Module):
         scores = label_vector_scores(values, smooth(y, self.label_smoothing)) / self.temperature
         return scores.logsumexp(0) - scores.diagonal()
 
-    def _check(self, logits: Tensor, y: Tensor, reference: Tensor | None) -> None:
+    def _check(self, logits: Tensor, y: Tensor, reference: Tensor | None, bank: Bank | None) -> None:
+        if not isinstance(logits, Tensor) or logits.dim() != 2 or not logits.is_floating_point():
+            check_logits(logits)  # says what came instead
         n, c = logits.shape
         if not isinstance(y, Tensor):
             raise ValueError(f"y must be a tensor, got {type(y).__name__}")
@@ -165,11 +195,13 @@ class HDGELoss(nn.Module):
             raise ValueError(f"y must be int64 ({n},) or probabilities ({n}, {c}), got {y.dtype} {tuple(y.shape)}")
         # On an accelerator reading a label would wait for the device; torch's own assert catches it there.
         readable = y.device.type == "cpu" and not torch.compiler.is_compiling()
-        if readable and hard and not (0 <= y.min() <= y.max() < c):
-            raise ValueError(f"labels must lie in [0, {c - 1}], got [{int(y.min())}, {int(y.max())}]")
+        if readable and hard:
+            low, high = map(int, y.aminmax())
+            if low < 0 or high >= c:
+                raise ValueError(f"labels must lie in [0, {c - 1}], got [{low}, {high}]")
         if readable and not hard and not _are_probabilities(y):
             raise ValueError("probability targets must be >= 0 and sum to 1 in each row")
-        if not hard and self.form == "released" and self.bank is not None:
+        if not hard and self.form == "released" and bank is not None:
             raise ValueError(
                 "probability targets need form='paper' or negatives='batch': with form='released' the bank keeps "
                 "per-class sums, which exist for (smoothed) one-hot labels only"
@@ -179,9 +211,9 @@ class HDGELoss(nn.Module):
                 f"reference must be logits (R, {c}) and needs live negatives ('batch' or 'bank+batch'), got "
                 f"{tuple(reference.shape)} with negatives={self.negatives!r}"
             )
-        if self.bank is not None and self.bank.rows.device != logits.device:
+        if bank is not None and bank.rows.device != logits.device:
             raise ValueError(
-                f"the bank is on {self.bank.rows.device} and the logits on {logits.device}: "
+                f"the bank is on {bank.rows.device} and the logits on {logits.device}: "
                 f"call loss_fn.to({str(logits.device)!r})"
             )
 
