@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
@@ -123,9 +122,11 @@ def mixup(
     ):
         raise DataError(f"labels must lie in 0..{num_classes - 1}, got {int(labels.min())}..{int(labels.max())}")
     device = draw_device(images, generator)
-    # torch has no public Beta draw that takes a generator; numpy's is seeded from ours
-    seed = int(torch.randint(2**62, (), generator=generator, device=device))
-    weight = float(np.random.default_rng(seed).beta(alpha, alpha))
+    # Beta as a share of two Gammas, which is how torch.distributions draws it, but with a generator and no wait for the
+    # device. In float64, and off zero: for small alpha both Gammas may be too small for a number.
+    gammas = torch._standard_gamma(torch.full((2,), alpha, dtype=torch.float64, device=device), generator=generator)
+    gammas = gammas.clamp_min(torch.finfo(torch.float64).tiny)
+    weight = (gammas[0] / gammas.sum()).to(images)
     other = torch.randperm(len(images), generator=generator, device=device).to(images.device)
     probabilities = one_hot(labels, num_classes).to(images.dtype)
     return (

@@ -185,15 +185,19 @@ def _check_linear(
 
 def describe() -> str:
     """Which path this machine takes and why, in a line, for `ebmhybrid doctor`."""
-    name = check_backend(None)
-    chosen = f"{name} (EBMHYBRID_BACKEND)" if name != "auto" else "auto"
-    version = support.triton_version()
-    if torch.cuda.is_available() and version:
-        return f"{chosen}: Triton {version} from {GPU_ENTRIES:,} logits on, plain torch below"
-    if torch.cuda.is_available():
-        return f"{chosen}: plain torch, because Triton is not installed"
+    name, version, cuda = check_backend(None), support.triton_version(), torch.cuda.is_available()
+    if name == "torch":
+        return "torch (EBMHYBRID_BACKEND): plain torch for everything"
+    if name == "triton":
+        runs = version and (cuda or support.INTERPRETED)
+        missing = "there is no GPU" if version else "Triton is not installed"
+        return "triton (EBMHYBRID_BACKEND): " + (f"Triton {version} for everything" if runs else f"refused, {missing}")
+    if cuda and version:
+        return f"auto: Triton {version} from {GPU_ENTRIES:,} logits on, plain torch below"
+    if cuda:
+        return "auto: plain torch, because Triton is not installed"
     if support.INTERPRETED and version:
-        return f"{chosen}: plain torch on the CPU; Triton {version} runs interpreted, for tests, with backend triton"
-    return f"{chosen}: plain torch on the CPU, with a closed-form gradient from {CPU_ENTRIES:,} logits on; " + (
+        return f"auto: plain torch on the CPU; Triton {version} runs interpreted, for tests, with backend triton"
+    return f"auto: plain torch on the CPU, with a closed-form gradient from {CPU_ENTRIES:,} logits on; " + (
         f"Triton {version} waits for a GPU" if version else "Triton is not installed"
     )

@@ -101,8 +101,17 @@ class _Gradient(Function):
     """gx as a function of x, the label and the four incoming gradients, itself differentiable."""
 
     @staticmethod
-    def forward(x: Tensor, y: Tensor | None, lse: Tensor, *rest: Any) -> Tensor:
-        return torch.ops.ebmhybrid.row_stats_backward(x, y, lse, *rest)
+    def forward(  # each argument by name: torch.compile takes the first of a variable number for a context
+        x: Tensor,
+        y: Tensor | None,
+        lse: Tensor,
+        g_lse: Tensor | None,
+        g_pick: Tensor | None,
+        g_sum: Tensor | None,
+        g_sq: Tensor | None,
+        temperature: float,
+    ) -> Tensor:
+        return torch.ops.ebmhybrid.row_stats_backward(x, y, lse, g_lse, g_pick, g_sum, g_sq, temperature)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

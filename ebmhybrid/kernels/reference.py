@@ -62,7 +62,7 @@ def row_stats_backward(
     g_sq: Tensor | None,
     temperature: float,
 ) -> Tensor:
-    """gx of the module docstring in one buffer, where autograd would add up four; in x's dtype."""
+    """gx of the module docstring in one buffer, where autograd would add up four; in x's dtype and contiguous."""
     wide = at_least_float32(x)
     if g_lse is None:
         gx = torch.zeros_like(wide, memory_format=torch.contiguous_format)
@@ -74,7 +74,7 @@ def row_stats_backward(
         gx.add_(g_sum[:, None])
     if g_pick is not None and y is not None:
         gx.scatter_add_(1, y[:, None], g_pick[:, None])
-    return gx.to(x.dtype)
+    return gx.to(x.dtype).contiguous()
 
 
 def row_stats_second(

@@ -26,6 +26,10 @@ _NORMS: dict[str, Callable[[int], nn.Module]] = {
     "layer": lambda channels: nn.GroupNorm(1, channels),
     "instance": partial(nn.InstanceNorm2d, affine=True),
 }
+_IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
+    "leaky_relu": partial(F.leaky_relu, negative_slope=0.2, inplace=True),
+    "relu": partial(F.relu, inplace=True),
+}
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "leaky_relu": partial(F.leaky_relu, negative_slope=0.2),
     "relu": F.relu,
@@ -35,12 +39,17 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def _activation(name: str, norm: str) -> Callable[[Tensor], Tensor]:
+    """In place where the input is a norm layer's output, which nothing else reads: that saves its copy's memory."""
+    return _IN_PLACE.get(name, _ACTIVATIONS[name]) if norm != "none" else _ACTIVATIONS[name]
+
+
 class Block(nn.Module):
     """norm - activation - conv - dropout - norm - activation - conv(stride), plus the shortcut."""
 
     def __init__(self, channels: int, out_channels: int, stride: int, norm: str, activation: str, dropout: float):
         super().__init__()
-        self.activation = _ACTIVATIONS[activation]
+        self.activation = _activation(activation, norm)
         self.norm1 = _NORMS[norm](channels)
         self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
         self.dropout = nn.Dropout(dropout)
@@ -96,7 +105,7 @@ class WideResNet(nn.Module):
         _check(depth, width, num_classes, in_channels, norm, activation, dropout)
         self.in_channels, self.num_classes = in_channels, num_classes
         self.normalize = Normalize(in_channels, mean, std)
-        self.activation = _ACTIVATIONS[activation]
+        self.activation = _activation(activation, norm)
         self.conv = nn.Conv2d(in_channels, 16, 3, padding=1)
         stages, channels = [], 16
         for stage, out_channels in enumerate((16 * width, 32 * width, 64 * width)):

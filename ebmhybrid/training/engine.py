@@ -20,7 +20,7 @@ from ebmhybrid.training.log import RunLog
 from ebmhybrid.training.meter import Meter, validate
 from ebmhybrid.training.records import check_unused, fresh_folder, locked, open_folder, save, write_records
 from ebmhybrid.training.resume import restore, resumed_recipe
-from ebmhybrid.training.setup import PRECISIONS, Parts, build_parts, epoch_generator, load_data
+from ebmhybrid.training.setup import Parts, build_parts, epoch_generator, load_data
 
 Forward = Callable[[Tensor], Tensor]
 
@@ -163,26 +163,12 @@ def _epoch(
 def train_step(
     parts: Parts, forward: Forward, images: Tensor, labels: Tensor
 ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-    """Augment, one forward pass (reference images included), loss, backward, update.
-
-    Nothing here waits for the device but mixup's draw of lambda and the fp16 scaler's look for infinities.
-    """
-    recipe, settings = parts.recipe, parts.recipe.training
-    n, kinds = len(images), recipe.data.augment
-    images = augment(images, pad=kinds.pad, flip=kinds.flip, noise_std=kinds.noise_std, generator=parts.generator)
-    targets = labels
-    if kinds.mixup_alpha:
-        images, targets = mixup(images, labels, parts.splits.train.num_classes, kinds.mixup_alpha, parts.generator)
-    if recipe.reference is not None:
-        extra = max(1, round(recipe.reference.fraction * n))
-        images = torch.cat([images, reference_images(images, extra, recipe.reference.families, parts.generator)])
-    if settings.channels_last:
-        images = images.contiguous(memory_format=torch.channels_last)
-
-    precision = PRECISIONS[settings.precision]
-    with torch.autocast(parts.device.type, dtype=precision, enabled=precision != torch.float32):
+    """Augment, one forward pass (reference images included), loss, backward, update. Nothing waits for the device."""
+    settings, n = parts.recipe.training, len(labels)
+    images, targets = prepare(parts, images, labels)
+    with torch.autocast(parts.device.type, dtype=parts.precision, enabled=parts.precision != torch.float32):
         logits = forward(images)
-    loss, terms = parts.objective(logits[:n], targets, logits[n:] if recipe.reference is not None else None)
+    loss, terms = parts.objective(logits[:n], targets, logits[n:] if len(logits) > n else None)
 
     parts.optimizer.zero_grad(set_to_none=True)
     parts.scaler.scale(loss).backward()
@@ -196,6 +182,21 @@ def train_step(
         parts.average.update_parameters(parts.model)
     correct = (logits[:n].argmax(1) == labels).sum()
     return loss.detach(), {key: value.detach() for key, value in terms.items()}, correct
+
+
+def prepare(parts: Parts, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The batch as the network and the loss see it: augmented, mixed, with reference images behind its own."""
+    recipe, kinds, generator = parts.recipe, parts.recipe.data.augment, parts.generator
+    images = augment(images, pad=kinds.pad, flip=kinds.flip, noise_std=kinds.noise_std, generator=generator)
+    targets = labels
+    if kinds.mixup_alpha:
+        images, targets = mixup(images, labels, parts.splits.train.num_classes, kinds.mixup_alpha, generator)
+    if recipe.reference is not None:
+        extra = max(1, round(recipe.reference.fraction * len(labels)))
+        images = torch.cat([images, reference_images(images, extra, recipe.reference.families, generator)])
+    if recipe.training.channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    return images, targets
 
 
 def check_finite(loss: Tensor, terms: dict[str, Tensor], parts: Parts, folder: Path) -> None:

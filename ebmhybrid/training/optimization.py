@@ -12,8 +12,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ebmhybrid.schema import Optimizer, Schedule
 
 
-def build_optimizer(model: nn.Module, recipe: Optimizer) -> torch.optim.Optimizer:
-    """SGD, Adam or AdamW. With `decay_norm_and_bias: false` vectors (biases, norm weights) are not decayed."""
+def build_optimizer(model: nn.Module, recipe: Optimizer, fused: bool = False) -> torch.optim.Optimizer:
+    """SGD, Adam or AdamW. With `decay_norm_and_bias: false` vectors (biases, norm weights) are not decayed.
+
+    Arguments:
+        fused: one kernel for the whole update instead of several a parameter; with the fp16 scaler it also skips a
+            step of overflown gradients without asking the device first.
+    """
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() <= 1]
     groups = [
@@ -21,9 +26,9 @@ def build_optimizer(model: nn.Module, recipe: Optimizer) -> torch.optim.Optimize
         {"params": vectors, "weight_decay": recipe.weight_decay if recipe.decay_norm_and_bias else 0.0},
     ]
     if recipe.name == "sgd":
-        return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov)
+        return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=fused)
     kind = torch.optim.Adam if recipe.name == "adam" else torch.optim.AdamW
-    return kind(groups, lr=recipe.lr, betas=(recipe.betas[0], recipe.betas[1]))
+    return kind(groups, lr=recipe.lr, betas=(recipe.betas[0], recipe.betas[1]), fused=fused)
 
 
 def lr_factor(step: int, schedule: Schedule, total_steps: int, steps_per_epoch: int) -> float:

@@ -110,6 +110,7 @@ def _environment(parts: Parts) -> dict[str, Any]:
         "packages": {name: metadata.version(name) for name in PACKAGES},
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "precision": str(parts.precision).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "parameters": sum(p.numel() for p in parts.model.parameters()),

@@ -22,6 +22,21 @@ from ebmhybrid.training.optimization import build_average, build_optimizer, buil
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of the forward pass; `auto` is bfloat16 where the device has instructions for it, else float32.
+
+    Elsewhere bfloat16 is emulated, which is slower than float32 by an order of magnitude.
+    """
+    if name != "auto":
+        return PRECISIONS[name]
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        native = device.type == "cpu" and any(getattr(torch.cpu, probe, bool)() for probe in probes)
+    return torch.bfloat16 if native else torch.float32
+
+
 @dataclass
 class Progress:
     """Where a run stands: steps taken in all and within the epoch, and the best validation so far."""
@@ -45,6 +60,7 @@ class Parts:
     optimizer: torch.optim.Optimizer
     scheduler: LRScheduler
     scaler: torch.amp.GradScaler
+    precision: torch.dtype
     generator: torch.Generator
     metadata: dict[str, Any]
     steps_per_epoch: int
@@ -133,7 +149,8 @@ def build_parts(recipe: Recipe, splits: Splits, device: torch.device) -> Parts:
     _try_on(model, splits, recipe)
     layout = torch.channels_last if recipe.training.channels_last else torch.contiguous_format
     model = model.to(device, memory_format=layout)  # type: ignore[call-overload]
-    optimizer = build_optimizer(model, recipe.optimizer)
+    optimizer = build_optimizer(model, recipe.optimizer, fused=device.type in ("cpu", "cuda"))
+    precision = pick_precision(recipe.training.precision, device)
     steps_per_epoch = count_batches(len(splits.train), recipe.training.batch_size)
     total_steps = min(steps_per_epoch * recipe.training.epochs, recipe.training.max_steps or steps_per_epoch * 10**9)
     return Parts(
@@ -145,7 +162,8 @@ def build_parts(recipe: Recipe, splits: Splits, device: torch.device) -> Parts:
         objective=CombinedLoss(recipe.objective, splits.train.num_classes).to(device),
         optimizer=optimizer,
         scheduler=build_scheduler(optimizer, recipe.schedule, total_steps, steps_per_epoch),
-        scaler=torch.amp.GradScaler(device.type, enabled=recipe.training.precision == "fp16"),
+        scaler=torch.amp.GradScaler(device.type, enabled=precision == torch.float16),
+        precision=precision,
         generator=torch.Generator(device).manual_seed(recipe.seed),
         metadata=_metadata(recipe, splits, architecture, model),
         steps_per_epoch=steps_per_epoch,
