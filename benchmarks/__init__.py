@@ -1,1 +1,1 @@
-"""Measurements: ratios in one run against a named rival, never part of the tests."""
+"""Measurements: ratios in one run against named rivals. The tests see that they run, never how fast."""

@@ -23,10 +23,10 @@ from ebmhybrid.kernels.reference import NAMES, RowStats, at_least_float32
 
 __all__ = ["NAMES", "LinearEnergy", "RowStats", "at_least_float32", "choose", "describe", "linear_energy", "row_stats"]
 
-# Below so many logits an operator's call costs more than a second read saves: predicted for GPUs, measured on a CPU by
+# Below so many logits an operator's call costs more than it saves: predicted for GPUs, measured on a CPU by
 # `python -m benchmarks.kernel`.
 GPU_ENTRIES = 2**20
-CPU_ENTRIES = 2**18
+CPU_ENTRIES = 2**17
 
 Path = Literal["composite", "operator"]
 
@@ -45,8 +45,8 @@ def choose(x: Tensor, want: Collection[str] = NAMES, backend: str | None = None)
 
     `torch` is always the composite, `triton` the operator with the Triton kernels or an error. `auto` takes the
     operator on a GPU from 2^20 half or single precision logits on, and in a compiled function only above 1,024 classes,
-    since below the compiler fuses the composite as well; on the CPU where a gradient of both `lse` and `sq` is to be
-    taken of 2^18 logits or more, because there autograd's own buffers cost more than the operator's.
+    since below the compiler fuses the composite as well; on the CPU where a gradient of `lse` and of another statistic
+    is to be taken of 2^17 logits or more, because there autograd's own buffers cost more than the operator's.
 
     Raises:
         UsageError: an unknown backend, or `triton` where its kernels do not run.
@@ -61,8 +61,8 @@ def choose(x: Tensor, want: Collection[str] = NAMES, backend: str | None = None)
     if x.is_cuda and support.triton_runs_on(x):
         pays = x.numel() >= GPU_ENTRIES and (x.shape[1] > 1024 or not torch.compiler.is_compiling())
     else:
-        pays = x.numel() >= CPU_ENTRIES and x.requires_grad and {"lse", "sq"} <= set(want) and x.device.type == "cpu"
-        pays = pays and not torch.compiler.is_compiling() and not support.INTERPRETED
+        pays = x.numel() >= CPU_ENTRIES and x.requires_grad and "lse" in want and len(want) > 1
+        pays = pays and x.device.type == "cpu" and not torch.compiler.is_compiling() and not support.INTERPRETED
     return "operator" if pays else "composite"
 
 

@@ -153,12 +153,13 @@ def row_stats_backward(
     gx = torch.empty_like(x, memory_format=torch.contiguous_format)
     if n:
         br, bc, warps = tile(columns)
-        grads = [None if g is None else g.contiguous() for g in (g_lse, g_pick, g_sum, g_sq)]
-        has = [g is not None for g in grads]
+        lse = lse.contiguous()
+        given = (g_lse, None if y is None else g_pick, g_sum, g_sq)
+        has = [g is not None for g in given]
         with torch.cuda.device_of(x):
             _backward_kernel[(triton.cdiv(n, br), triton.cdiv(columns, bc))](
-                x, x if y is None else y.contiguous(), lse, *(lse if g is None else g for g in grads), gx, n,
-                1 / temperature, C=columns, ROW=x.stride(0), COLUMN=x.stride(1),
+                x, x if y is None else y.contiguous(), lse, *(lse if g is None else g.contiguous() for g in given),
+                gx, n, 1 / temperature, C=columns, ROW=x.stride(0), COLUMN=x.stride(1),
                 HAS_LSE=has[0], HAS_PICK=has[1], HAS_SUM=has[2], HAS_SQ=has[3], BR=br, BC=bc, num_warps=warps,
             )  # fmt: skip
     return gx

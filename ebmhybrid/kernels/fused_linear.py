@@ -8,6 +8,8 @@ backward pass needs whole products with the weights, which torch's own matrix mu
 
 from __future__ import annotations
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -68,23 +70,38 @@ def _kernel(
     tl.store(pick_ptr + share * n + rows, pick, mask=inside)
 
 
+def tf32_allowed() -> bool:
+    """Whether torch's own float32 products may be TensorFloat-32 on a GPU: only where the user has allowed it."""
+    matmul = torch.backends.cuda.matmul
+    precision = getattr(matmul, "fp32_precision", None)  # from torch 2.9 on; where it is set the older name may raise
+    return matmul.allow_tf32 if precision is None else precision == "tf32"
+
+
+def depth(dtype: torch.dtype, tf32: bool) -> int:
+    """Features of a tile: float32 that is not TensorFloat-32 misses the matrix units, and more than 16 would spill."""
+    return min(BK, 16) if dtype == torch.float32 and not tf32 else BK
+
+
 def linear_energy(
     features: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """lse and pick of each row, float32; `pick` is 0 without targets."""
-    n, depth = features.shape
+    n, width = features.shape
     classes = len(weight)
     shares = triton.cdiv(classes, SHARE)
     lse = torch.empty(shares, n, dtype=torch.float32, device=features.device)
     pick = torch.empty_like(lse)
     if n:
-        # As torch's own products: TensorFloat-32 only where the user has allowed it.
-        tf32 = features.is_cuda and torch.backends.cuda.matmul.allow_tf32
+        tf32 = features.is_cuda and tf32_allowed()
         with torch.cuda.device_of(features):
             _kernel[(triton.cdiv(n, BM), shares)](
                 features.contiguous(), weight.contiguous(), features if bias is None else bias.contiguous(),
                 features if targets is None else targets.contiguous(), lse, pick, n, classes,
-                D=depth, HAS_BIAS=bias is not None, HAS_Y=targets is not None,
-                PRECISION="tf32" if tf32 else "ieee", SHARE=SHARE, BM=BM, BN=BN, BK=BK, num_warps=4,
+                D=width, HAS_BIAS=bias is not None, HAS_Y=targets is not None,
+                PRECISION="tf32" if tf32 else "ieee", SHARE=SHARE, BM=BM, BN=BN,
+                BK=depth(features.dtype, tf32), num_warps=4,
             )  # fmt: skip
-    return lse.logsumexp(0), pick.sum(0)
+    picked = pick.sum(0)
+    if targets is not None:  # a label that is none of the classes gives NaN, not a wrong number
+        picked = picked.masked_fill((targets < 0) | (targets >= classes), math.nan)
+    return lse.logsumexp(0), picked

@@ -7,6 +7,7 @@ The classes are taken a chunk at a time: forward keeps lse and pick alone, backw
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -77,7 +78,8 @@ class _Chunked(Function):
 
             return fused_linear.linear_energy(features, weight, bias, targets)
         parts = []
-        pick = torch.zeros_like(at_least_float32(features.new_empty(0)).new_empty(len(features)))
+        # A label that is none of the classes gives NaN, not a wrong number.
+        pick = at_least_float32(features.new_empty(0)).new_full((len(features),), 0.0 if targets is None else math.nan)
         for _, logits, here, place in _chunks(features, weight, bias, targets, chunk):
             parts.append(logits.logsumexp(1))
             if here is not None and place is not None:
@@ -121,6 +123,9 @@ def _differentiable_gradient(
     g_lse: Tensor,
     g_pick: Tensor,
 ) -> tuple[Tensor | None, ...]:
+    # Differentiated are names of their own: one of the three may be computed from another, or be the other.
+    features, weight = features.view_as(features), weight.view_as(weight)
+    bias = None if bias is None else bias.view_as(bias)
     logits = at_least_float32(F.linear(features, weight, bias))
     value = (g_lse * logits.logsumexp(1)).sum()
     if targets is not None:

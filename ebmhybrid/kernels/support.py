@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 BACKENDS = ("auto", "torch", "triton")
-# Both are read once: Triton itself reads its variable when it is imported, and a traced function must not look it up.
+# All read once: Triton itself reads its variable when it is imported, and a traced function must not look things up.
+HAS_TRITON = find_spec("triton") is not None
 BACKEND = os.environ.get("EBMHYBRID_BACKEND", "auto")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -21,17 +22,17 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32)  # the kernels sum in f
 @cache
 def triton_version() -> str | None:
     """The installed Triton's version, found without importing it; None if there is none."""
-    return metadata.version("triton") if find_spec("triton") else None
+    return metadata.version("triton") if HAS_TRITON else None
 
 
 def triton_runs_on(x: Tensor) -> bool:
     """Whether the Triton kernels take this tensor: one on a GPU, or one on the CPU under Triton's interpreter."""
-    return (x.is_cuda or (INTERPRETED and x.device.type == "cpu")) and x.dtype in _DTYPES and bool(triton_version())
+    return (x.is_cuda or (INTERPRETED and x.device.type == "cpu")) and x.dtype in _DTYPES and HAS_TRITON
 
 
 def why_not_triton(x: Tensor) -> str:
     """The reason for which `triton_runs_on` is false."""
-    if not triton_version():
+    if not HAS_TRITON:
         return "Triton is not installed"
     if x.dtype not in _DTYPES:
         return f"its kernels do not take {x.dtype}"

@@ -18,9 +18,12 @@ from torch import Tensor
 
 from ebmhybrid.energies import check_logits
 from ebmhybrid.kernels import NAMES, RowStats, choose, row_stats
+from ebmhybrid.kernels.support import triton_runs_on
 
-# As in F.normalize: a row of zeros has unit logits of zero.
+# As in F.normalize: a row of zeros has unit logits of zero. Added to a norm it costs one kernel less than a maximum.
 EPS = 1e-12
+# On a CPU torch's own cross-entropy beats the operator's, until autograd's buffers for the unit logit outweigh that.
+CPU_ENTRIES = 2**20
 
 
 def cross_entropy(stats: RowStats, classes: int, label_smoothing: float = 0.0) -> Tensor:
@@ -71,6 +74,12 @@ class RowTerms(NamedTuple):
     z: Tensor | None = None
 
 
+def _one_read_pays(logits: Tensor, want: tuple[str, ...], own: str | None) -> bool:
+    if choose(logits, want) == "composite":
+        return False
+    return triton_runs_on(logits) or (own == "l2" and logits.numel() >= CPU_ENTRIES)
+
+
 def row_terms(
     logits: Tensor,
     y: Tensor,
@@ -91,7 +100,7 @@ def row_terms(
     tensor(4.)
     """
     want = NAMES if own == "l2" else ("lse", "pick", "sum")
-    if y.dim() == 1 and choose(logits, want) == "operator":
+    if y.dim() == 1 and _one_read_pays(logits, want, own):
         stats = row_stats(logits, y, want=want)
         assert stats.lse is not None
         assert stats.pick is not None
@@ -106,7 +115,7 @@ def row_terms(
     if own is not None:
         unit = logits.gather(1, y.unsqueeze(1))
         if own == "l2":
-            unit = unit / torch.linalg.vector_norm(logits, dim=1, keepdim=True).clamp_min(EPS)
+            unit = unit / (torch.linalg.vector_norm(logits, dim=1, keepdim=True) + EPS)
     return RowTerms(
         ce=F.cross_entropy(logits, y, label_smoothing=label_smoothing) if ce else None,
         own=unit,

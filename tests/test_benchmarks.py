@@ -1,0 +1,165 @@
+"""The benchmarks run and say what they should, at tiny sizes; how fast anything is, no test can tell."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+from collections import Counter
+
+import pytest
+import torch
+
+from benchmarks import __main__ as everything
+from benchmarks import evaluate, harness, kernel, loss, profile_step, startup, train_step
+from ebmhybrid import HDGELoss
+from ebmhybrid.data import ImageSet
+
+RIVALS = {
+    startup: {"import torch", "import ebmhybrid", "ebmhybrid --help", "python -c pass"},
+    loss: {loss.OURS, "O(K C) sum", "literal N x C x K", "K = 64", "K = 512"},
+    kernel: {kernel.OURS, "composite", "operator", "eager", "HDGELoss", "linear_energy", "F.linear, logsumexp, gather"},
+    train_step: {train_step.OURS, train_step.RELEASED, "released procedure, ring loss", *train_step.LADDER},
+    evaluate: {evaluate.OURS, evaluate.RIVAL},
+}
+
+
+@pytest.mark.parametrize("benchmark", RIVALS, ids=lambda module: module.__name__.split(".")[1])
+def test_a_benchmark_runs_and_writes_its_tables_and_raw_times(benchmark, tmp_path, capsys) -> None:
+    name = benchmark.__name__.split(".")[1]
+    benchmark.main(["--quick", "--threads", "1", "--out", str(tmp_path)])
+    found = json.loads((tmp_path / f"{name}.json").read_text())
+    text = (tmp_path / f"{name}.md").read_text()
+    assert found["benchmark"] == name
+    assert found["options"]["quick"] is True
+    assert {"cpu", "cores", "threads", "torch", "platform", "date", "load_average"} <= found["machine"].keys()
+    assert capsys.readouterr().out.strip() == text.strip()
+    seen = set()
+    for cell in found["cells"]:
+        base = cell["rivals"][cell["base"]]
+        assert base["ratio"] == base["paired_ratio"] == 1
+        for rival, figures in cell["rivals"].items():
+            assert min(figures["seconds"]) > 0
+            assert figures["range"][0] <= figures["quartiles"][0] <= figures["median"] <= figures["range"][1]
+            assert figures["ratio"] == pytest.approx(figures["median"] / base["median"])
+            assert f"| {rival} |" in text
+            seen.add(rival)
+    assert RIVALS[benchmark] <= seen
+
+
+def test_rivals_are_called_in_turn_and_each_round_begins_with_another() -> None:
+    calls: list[str] = []
+    times = harness.in_turn(
+        {name: lambda name=name: calls.append(name) for name in "abc"}, 4, timer=lambda call: call() or 1.0
+    )
+    assert "".join(calls) == "abc" + "abc" + "bca" + "cab" + "abc"  # the warm-up first
+    assert times == {name: [1.0] * 4 for name in "abc"}
+
+
+def test_a_slow_rival_drops_out_after_its_budget_but_not_before_five_rounds() -> None:
+    calls: Counter[str] = Counter()
+    seconds = {"fast": 0.1, "slow": 10.0}
+    times = harness.in_turn(
+        {name: lambda name=name: calls.update([name]) or name for name in seconds},
+        9,
+        warmup=0,
+        budget=4.0,
+        timer=lambda call: seconds[call()],
+    )
+    assert calls == {"fast": 9, "slow": 5}
+    assert len(times["slow"]) == harness.AT_LEAST
+
+
+def test_ratios_are_of_medians_and_of_rounds() -> None:
+    found = harness.compare({"ours": [1.0, 2.0, 4.0], "rival": [3.0, 2.0, 12.0, 99.0]}, "ours")
+    assert found["ours"]["median"] == 2.0
+    assert found["ours"]["quartiles"] == [1.5, 3.0]
+    assert found["rival"]["ratio"] == pytest.approx(7.5 / 2)
+    assert found["rival"]["paired_ratio"] == 3.0  # of 3, 1 and 3: the fourth round was the rival's alone
+    assert harness.compare({"ours": [2.0]}, "ours")["ours"]["quartiles"] == [2.0, 2.0]
+
+
+def test_a_fast_call_is_repeated_until_it_can_be_timed() -> None:
+    calls: list[int] = []
+    mean = harness.stopwatch(lambda: calls.append(1), least=0.01)
+    assert len(calls) > 100
+    assert 0 < mean < 0.01 / 100
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there the GPU's own counter is read")
+def test_peak_memory_of_known_allocations() -> None:
+    kept = torch.zeros(1000)
+
+    def call() -> torch.Tensor:
+        kept.resize_(0).resize_(1000)
+        torch.empty(2_500_000)  # 10 MB, released at once
+        return torch.cat([torch.empty(500_000), torch.empty(500_000)])  # 2 + 2 + 4 MB
+
+    assert harness.peak_bytes(call) == 10_000_000
+    assert harness.peak_bytes(lambda: torch.empty(1_000_000) + torch.empty(1_000_000)) == 12_000_000
+    # A temporary within one operator: logsumexp holds a copy of its input.
+    x = torch.randn(1000, 1000)
+    assert 4_000_000 <= harness.peak_bytes(lambda: x.logsumexp(1)) <= 5_000_000
+    assert harness.peak_bytes(lambda: None) == 0
+
+
+def test_a_table_has_a_column_for_every_key() -> None:
+    text = harness.markdown([{"a": 1, "b": 1234.6}, {"a": "x", "c": 0.012345}, {"b": None}])
+    assert text.splitlines() == [
+        "| a | b | c |",
+        "|---|---|---|",
+        "| 1 | 1,235 | – |",
+        "| x | – | 0.0123 |",
+        "| – | – | – |",
+    ]
+
+
+def test_the_released_step_and_ours_have_the_same_loss_from_the_same_start() -> None:
+    """What the training benchmark compares differs in speed alone: one forward or two, ring or literal."""
+    images = ImageSet(
+        "random", torch.randint(256, (8, 3, 8, 8), dtype=torch.uint8), torch.arange(8), tuple("0123456789")
+    )
+    x, y = images.images.float() / 255, images.labels
+    plain = ["training.precision=fp32", "training.channels_last=false", "data.augment.pad=0", "data.augment.flip=false"]
+    parts = [train_step.build("10-1", 64, 8, [*plain, "data.augment.noise_std=0"], images) for _ in range(3)]
+    queue = train_step.Queue(64)
+    ring = HDGELoss(10, bank_size=64, ce_weight=0.0)
+    ring.fill_bank(queue.vectors)
+    parts[0].objective.hdge.fill_bank(queue.vectors)
+    steps = [
+        train_step.our_step(parts[0], x, y),
+        train_step.released_step(parts[1], ring, x, y),
+        train_step.released_step(parts[2], queue, x, y),
+    ]
+    first, second, third = (step() for step in steps)
+    torch.testing.assert_close(first, second)
+    torch.testing.assert_close(second, third)
+    assert all((step() != first).all() for step in steps)
+
+
+def test_the_profile_of_a_step_names_phases_operators_and_waits(capsys) -> None:
+    profile_step.main(["--recipe", "smoke", "--steps", "1", "--threads", "1", "--set", "training.batch_size=8"])
+    text = capsys.readouterr().out
+    for word in ("augmentation", "forward", "backward", "loss", "optimiser", "convolution", "norm layer", "waits for"):
+        assert word in text
+    assert profile_step.kind_of("aten::native_batch_norm_backward") == "norm layer"
+    assert profile_step.kind_of("aten::leaky_relu_") == "activation"
+
+
+def test_all_benchmarks_run_one_after_the_other_and_a_failure_is_not_hidden(tmp_path, monkeypatch, capsys) -> None:
+    started = []
+
+    def run(words: list[str]) -> argparse.Namespace:
+        name = words[2].removeprefix("benchmarks.")
+        started.append(name)
+        (tmp_path / f"{name}.md").write_text(f"## {name}\n")
+        return argparse.Namespace(returncode=int(name == "kernel"))
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert everything.main(["--out", str(tmp_path)]) == 1
+    assert started == list(everything.BENCHMARKS)
+    text = (tmp_path / "README.md").read_text()
+    assert "## loss" in text
+    assert "`benchmarks.kernel` failed." in text
+    assert "failed: kernel" in capsys.readouterr().out
+    assert everything.main(["--out", str(tmp_path), "--only", "loss", "--quick"]) == 0
