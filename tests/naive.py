@@ -103,3 +103,42 @@ def population_gradient(weights: Tensor, x: Tensor, y: Tensor) -> Tensor:
     f = x @ w
     log_z = torch.logsumexp(f, 0) - math.log(len(x))
     return grad((log_z[y] - f[torch.arange(len(y)), y]).mean(), w)
+
+
+def row_stats(x: Tensor, y: Tensor | None, temperature: float = 1.0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """lse, pick, sum and sq of each row, entry by entry; the pick of no label is 0. Autograd has their gradients."""
+    rows = []
+    for n in range(x.shape[0]):
+        exponentials, pick, total, squares = torch.zeros(4, dtype=torch.float64).unbind()
+        for c in range(x.shape[1]):
+            value = x[n, c].double()
+            exponentials = exponentials + (value / temperature).exp()
+            total = total + value
+            squares = squares + value * value
+            if y is not None and c == int(y[n]):
+                pick = pick + value
+        rows.append(torch.stack([exponentials.log(), pick, total, squares]))
+    lse, pick, total, squares = torch.stack(rows).unbind(1)
+    return lse, pick, total, squares
+
+
+def smoothed_cross_entropy(logits: Tensor, y: Tensor, smoothing: float) -> Tensor:
+    """(N,): minus the sum over classes of label mass times log probability, class by class."""
+    values = []
+    for row, label in zip(logits, y.tolist(), strict=True):
+        value = torch.zeros((), dtype=torch.float64)
+        for c in range(len(row)):
+            mass = smoothing / len(row) + (1 - smoothing if c == label else 0)
+            value = value - mass * (row[c].exp() / row.exp().sum()).log()
+        values.append(value)
+    return torch.stack(values)
+
+
+def z_loss(logits: Tensor) -> Tensor:
+    """The mean over the rows of (log Z)^2, Z = sum_c exp f_c."""
+    return sum((row.exp().sum().log() ** 2 for row in logits), torch.zeros((), dtype=torch.float64)) / len(logits)
+
+
+def unit_logit(logits: Tensor, y: Tensor) -> Tensor:
+    """(N,): the label's logit over the length of its row."""
+    return torch.stack([unit(row)[label] for row, label in zip(logits, y.tolist(), strict=True)])
