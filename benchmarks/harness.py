@@ -84,13 +84,13 @@ def in_turn(
     return times
 
 
-def peak_bytes(call: Call) -> int:
+def peak_bytes(call: Call, device: str = "cpu") -> int:
     """The most memory that torch held during a call beyond what it held before: results and temporaries.
 
     On the CPU every allocation and release of torch's allocator, also within an operator, is read from the profiler's
     trace; torch has no counter there. On a GPU it is the allocator's own.
     """
-    if torch.cuda.is_available():
+    if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

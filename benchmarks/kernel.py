@@ -187,7 +187,7 @@ def linear(report: harness.Report, n: int, width: int, classes: int) -> None:
     }
     times = timed(functions, [features, weight], report.args)
     calls = {name: with_gradient(function, [features, weight]) for name, function in functions.items()}
-    more = {name: {"peak MB": harness.peak_bytes(call) / 1e6} for name, call in calls.items()}
+    more = {name: {"peak MB": harness.peak_bytes(call, device) / 1e6} for name, call in calls.items()}
     report.add("linear", {"N": n, "D": width, "C": classes}, times, "linear_energy", more)
     report.say(f"### The linear energy; its peak includes the weight's gradient of {weight.nbytes / 1e6:.3g} MB")
     report.table("linear")

@@ -28,11 +28,16 @@ from torch import Tensor
 from ebmhybrid.kernels import at_least_float32, row_stats
 
 
-def check_logits(logits: Tensor) -> Tensor:
-    """Logits as (N, C) of at least float32, or a ValueError that says what came instead."""
+def require_logits(logits: Tensor) -> None:
+    """A ValueError that says what came, unless it is logits: floating point (N, C)."""
     if not isinstance(logits, Tensor) or not logits.is_floating_point() or logits.dim() != 2 or logits.shape[1] == 0:
         what = f"{logits.dtype} {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"logits must be floating point of shape (N, C) with C >= 1, got {what}")
+
+
+def check_logits(logits: Tensor) -> Tensor:
+    """Logits as (N, C) of at least float32, or a ValueError that says what came instead."""
+    require_logits(logits)
     return at_least_float32(logits)
 
 
@@ -57,7 +62,8 @@ def log_density(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """
     if not (temperature > 0 and math.isfinite(temperature)):
         raise ValueError(f"temperature must be a positive number, got {temperature}")
-    lse = row_stats(check_logits(logits), temperature=temperature, want=("lse",)).lse
+    require_logits(logits)
+    lse = row_stats(logits, temperature=temperature, want=("lse",)).lse
     assert lse is not None
     return lse if temperature == 1 else temperature * lse
 

@@ -62,7 +62,7 @@ def evaluate_run(
         EbmhybridError: a run, a set or a name that cannot be used.
     """
     where = pick_device(device)
-    # The layout in which convolutions on a CPU are faster (1.3x for a WRN-16-4); values differ by rounding alone.
+    # The layout in which convolutions are faster; values differ by rounding alone.
     model = load_model(run, where).to(memory_format=torch.channels_last)
     weights = find_weights(run)
     metadata: dict[str, Any] = model.metadata  # type: ignore[assignment]

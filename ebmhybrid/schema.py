@@ -179,7 +179,7 @@ class Training(Locked):
     max_steps: Count | None = None
     ema: Fraction | None = None
     grad_clip: Positive | None = None
-    # auto: bf16 where the device computes in it natively, else fp32
+    # auto: bf16 where the device computes in it, else fp32
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     channels_last: bool = False
     compile: bool = False

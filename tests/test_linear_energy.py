@@ -234,6 +234,15 @@ def test_autocast_is_the_layers() -> None:
         torch.testing.assert_close(mixed_dtypes.pick, F.linear(x, w, b).float()[torch.arange(N), y])
 
 
+def test_autocast_leaves_float64_alone() -> None:
+    x, w, b, y = layer()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours, expected = eh.linear_energy(x, w, b, y, chunk=4), whole(x, w, b, y)
+    assert ours.lse.dtype == expected[0].dtype == torch.float64
+    torch.testing.assert_close(ours.lse, expected[0])
+    torch.testing.assert_close(ours.pick, expected[1])
+
+
 # Memory
 
 
@@ -308,12 +317,14 @@ WRONG = [
 @pytest.mark.parametrize(("arguments", "options", "message"), WRONG)
 def test_wrong_input_is_named(monkeypatch, arguments, options, message: str) -> None:
     monkeypatch.setattr(support, "INTERPRETED", False)
+    monkeypatch.setattr(support, "HAS_TRITON", True)
     with pytest.raises(ValueError, match=message):
         eh.linear_energy(*arguments, **options)
 
 
-def test_a_label_that_cannot_be_checked_and_is_no_class_gives_nan() -> None:
+def test_a_label_that_cannot_be_checked_and_is_no_class_gives_nan(monkeypatch) -> None:
     """On a GPU, and in a compiled function, labels are not read back."""
-    lse, pick = linear.linear_energy(X, W, B, torch.tensor([-1, 3]), chunk=2)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    lse, pick = eh.linear_energy(X, W, B, torch.tensor([-1, 3]), chunk=2)
     assert pick.isnan().tolist() == [True, False]
     assert lse.isfinite().all()

@@ -155,7 +155,7 @@ def test_the_default_path_on_a_cpu_is_plain_torch_but_for_large_contrasts(monkey
     monkeypatch.setattr(support, "BACKEND", "auto")
     monkeypatch.setattr(support, "INTERPRETED", False)
     monkeypatch.setattr(kernels, "CPU_ENTRIES", 12)
-    monkeypatch.setattr(rowwise, "CPU_ENTRIES", 24)
+    monkeypatch.setattr(rowwise, "ONE_READ_ENTRIES", 24)
     calls: list[int] = []
     inner = operator.row_stats
     monkeypatch.setattr(operator, "row_stats", lambda *args: calls.append(1) or inner(*args))
@@ -178,8 +178,11 @@ def test_weighted_sum() -> None:
     assert total.item() == 7.0
     assert naive.grad(total, two).item() == 0.5
     assert weighted_sum((1.0, two)) is two
-    assert weighted_sum().item() == 0.0
-    assert weighted_sum((0.0, two), (3.0, None)).item() == 0.0
+
+
+def test_a_loss_of_no_part_is_refused() -> None:
+    with pytest.raises(ValueError, match="weight and ce_weight are both 0: nothing would be trained"):
+        eh.HDGELoss(3, weight=0.0, ce_weight=0.0)
 
 
 # The losses

@@ -110,9 +110,9 @@ def test_precision_auto_is_bf16_where_the_device_has_it(monkeypatch, tmp_path) -
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     assert pick_precision("auto", cpu) == torch.float32
     assert pick_precision("bf16", cpu) == torch.bfloat16
-    for native in (True, False):
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, native=native: native)
-        assert pick_precision("auto", gpu) == (torch.bfloat16 if native else torch.float32)
+    for capability, dtype in (((9, 0), torch.bfloat16), ((8, 0), torch.bfloat16), ((7, 5), torch.float32)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, value=capability: value)
+        assert pick_precision("auto", gpu) == dtype
     assert pick_precision("auto", torch.device("meta")) == torch.float32
     run = eh.train(eh.load_recipe("smoke", ["training.precision=auto"]), tmp_path / "run", progress=False)
     assert json.loads((run.folder / "env.json").read_text())["precision"] == "float32"

@@ -122,11 +122,12 @@ def mixup(
     ):
         raise DataError(f"labels must lie in 0..{num_classes - 1}, got {int(labels.min())}..{int(labels.max())}")
     device = draw_device(images, generator)
-    # Beta as a share of two Gammas, which is how torch.distributions draws it, but with a generator and no wait for the
-    # device. In float64, and off zero: for small alpha both Gammas may be too small for a number.
-    gammas = torch._standard_gamma(torch.full((2,), alpha, dtype=torch.float64, device=device), generator=generator)
-    gammas = gammas.clamp_min(torch.finfo(torch.float64).tiny)
-    weight = (gammas[0] / gammas.sum()).to(images)
+    # Beta is the share of one Gamma in two, here with a generator and no wait for the device. By their logarithms,
+    # since for small alpha both are too small for a number: Gamma(a) = Gamma(a + 1) U^(1/a).
+    gammas = torch._standard_gamma(torch.full((2,), alpha + 1, device=device), generator=generator)
+    uniform = 1 - torch.rand(2, generator=generator, device=device)  # in (0, 1]
+    logs = gammas.log() + uniform.log() / alpha
+    weight = (logs[0] - logs[1]).sigmoid().to(images)
     other = torch.randperm(len(images), generator=generator, device=device).to(images.device)
     probabilities = one_hot(labels, num_classes).to(images.dtype)
     return (

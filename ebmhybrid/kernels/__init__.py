@@ -4,7 +4,8 @@
     operator    one operator with a closed-form gradient: on a GPU the Triton kernel, on the CPU torch in one buffer
 
 `backend="auto"` measures nothing: it decides by device, dtype, size and what is asked for, as `choose` says. The
-environment variable EBMHYBRID_BACKEND sets another default.
+environment variable EBMHYBRID_BACKEND sets another default, followed where it can be: `triton` there means Triton for
+every tensor that its kernels take, and as an argument it means Triton or an error.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ebmhybrid.errors import UsageError, nearest
-from ebmhybrid.kernels import linear, reference, support
-from ebmhybrid.kernels.linear import LinearEnergy
+from ebmhybrid.errors import nearest
+from ebmhybrid.kernels import reference, support
+from ebmhybrid.kernels.linear import LinearEnergy, linear_energy
 from ebmhybrid.kernels.reference import NAMES, RowStats, at_least_float32
 
 __all__ = ["NAMES", "LinearEnergy", "RowStats", "at_least_float32", "choose", "describe", "linear_energy", "row_stats"]
@@ -31,15 +32,6 @@ CPU_ENTRIES = 2**17
 Path = Literal["composite", "operator"]
 
 
-def check_backend(backend: str | None) -> str:
-    """The name of a backend, by default the environment's; a UsageError for one that there is none of."""
-    name = support.BACKEND if backend is None else backend
-    if name not in support.BACKENDS:
-        where = "EBMHYBRID_BACKEND" if backend is None else "backend"
-        raise UsageError(f"{where} must be auto, torch or triton, got {name!r}; {nearest(name, support.BACKENDS)}")
-    return name
-
-
 def choose(x: Tensor, want: Collection[str] = NAMES, backend: str | None = None) -> Path:
     """Which path `row_stats` takes for these logits.
 
@@ -49,19 +41,18 @@ def choose(x: Tensor, want: Collection[str] = NAMES, backend: str | None = None)
     is to be taken of 2^17 logits or more, because there autograd's own buffers cost more than the operator's.
 
     Raises:
-        UsageError: an unknown backend, or `triton` where its kernels do not run.
+        UsageError: an unknown backend, or the argument `triton` where its kernels do not run.
     """
-    name = check_backend(backend)
-    if name == "torch":
+    name = support.check_backend(backend)
+    if name == "torch" or (name == "auto" and x.numel() < min(CPU_ENTRIES, GPU_ENTRIES)):
         return "composite"
     if name == "triton":
-        if not support.triton_runs_on(x):
-            raise UsageError(f"backend 'triton' cannot be used: {support.why_not_triton(x)}; auto and torch can")
-        return "operator"
+        return "operator" if support.triton_as_asked(x, backend) else "composite"
     if x.is_cuda and support.triton_runs_on(x):
         pays = x.numel() >= GPU_ENTRIES and (x.shape[1] > 1024 or not torch.compiler.is_compiling())
     else:
-        pays = x.numel() >= CPU_ENTRIES and x.requires_grad and "lse" in want and len(want) > 1
+        pays = x.numel() >= CPU_ENTRIES and x.requires_grad and torch.is_grad_enabled()
+        pays = pays and "lse" in want and len(want) > 1
         pays = pays and x.device.type == "cpu" and not torch.compiler.is_compiling() and not support.INTERPRETED
     return "operator" if pays else "composite"
 
@@ -105,10 +96,8 @@ def row_stats(
         raise ValueError(f"temperature must be a positive number, got {temperature}")
     if want is None:
         want = NAMES if y is not None else ("lse", "sum", "sq")
-    elif unknown := sorted(set(want) - set(NAMES)):
-        raise ValueError(f"want: unknown statistic {unknown[0]!r}; {nearest(unknown[0], NAMES)}")
-    if "pick" in want and y is None:
-        raise ValueError("want: 'pick' needs y")
+    else:
+        _check_want(want, y)
     if choose(x, want, backend) == "composite":
         return reference.row_stats(x, y, temperature, want)
     from ebmhybrid.kernels import operator  # registers with torch; most processes never need it
@@ -116,88 +105,24 @@ def row_stats(
     return operator.row_stats(x, y, temperature)
 
 
-def linear_energy(
-    features: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    targets: Tensor | None = None,
-    *,
-    chunk: int | None = None,
-    backend: str | None = None,
-) -> LinearEnergy:
-    """The log density and the target's logit of a linear head, without its N x C logits: for very many classes.
-
-        f = features weight^T + bias,   lse_n = log sum_c exp f_nc = -E(x_n),   pick_n = f[n, targets_n]
-
-    Cross-entropy is (lse - pick).mean(). Source: the idea of not keeping the logits is that of cut cross-entropy
-    (Wijmans et al. 2024). Memory beside inputs and gradients is O(N chunk); the gradient is exact. Second derivatives
-    work, and go through the whole logits. Under autocast the layer computes in autocast's dtype, as nn.Linear does.
-
-    Arguments:
-        features: (N, D). weight: (C, D). bias: (C,) or None. All of one floating dtype unless under autocast.
-        targets: (N,) int64 in [0, C), or None.
-        chunk: classes at a time; by default so many that 2^21 logits are in memory.
-        backend: as in :func:`row_stats`; `auto` is Triton for the forward pass on a GPU, else torch.
-
-    Returns:
-        LinearEnergy(lse, pick), each (N,), of at least float32.
-
-    Raises:
-        ValueError: shapes, dtypes or labels that do not fit; a backend that cannot be used.
-
-    >>> weight, features = torch.eye(3), torch.tensor([[1.0, 2.0, 3.0]])
-    >>> lse, pick = linear_energy(features, weight, targets=torch.tensor([2]))
-    >>> bool(torch.isclose(lse, features.logsumexp(1))), pick
-    (True, tensor([3.]))
-    """
-    _check_linear(features, weight, bias, targets, chunk)
-    name = check_backend(backend)
-    if name == "triton" and not support.triton_runs_on(features):
-        raise UsageError(f"backend 'triton' cannot be used: {support.why_not_triton(features)}; auto and torch can")
-    use_triton = name == "triton" or (name == "auto" and features.is_cuda and support.triton_runs_on(features))
-    return linear.linear_energy(features, weight, bias, targets, chunk=chunk, use_triton=use_triton)
-
-
-def _check_linear(
-    features: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor | None, chunk: int | None
-) -> None:
-    if features.dim() != 2 or weight.dim() != 2 or features.shape[1] != weight.shape[1] or len(weight) == 0:
-        raise ValueError(
-            f"features must be (N, D) and weight (C, D) with C >= 1, got {tuple(features.shape)}, {tuple(weight.shape)}"
-        )
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias must be ({len(weight)},), got {tuple(bias.shape)}")
-    dtypes = {tensor.dtype for tensor in (features, weight, bias) if tensor is not None}
-    mixed = len(dtypes) > 1 and not torch.is_autocast_enabled(features.device.type)
-    if mixed or not all(dtype.is_floating_point for dtype in dtypes):
-        raise ValueError(f"features, weight and bias must share a floating dtype, got {sorted(map(str, dtypes))}")
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"chunk must be at least 1, got {chunk}")
-    if targets is None:
-        return
-    if targets.dtype != torch.int64 or targets.shape != features.shape[:1]:
-        raise ValueError(f"targets must be int64 ({len(features)},), got {targets.dtype} {tuple(targets.shape)}")
-    if targets.device.type == "cpu" and targets.numel() and not torch.compiler.is_compiling():
-        low, high = (int(value) for value in targets.aminmax())
-        if low < 0 or high >= len(weight):
-            raise ValueError(f"targets must lie in [0, {len(weight) - 1}], got [{low}, {high}]")
+def _check_want(want: Collection[str], y: Tensor | None) -> None:
+    if unknown := sorted(set(want) - set(NAMES)):
+        raise ValueError(f"want: unknown statistic {unknown[0]!r}; {nearest(unknown[0], NAMES)}")
+    if "pick" in want and y is None:
+        raise ValueError("want: 'pick' needs y")
 
 
 def describe() -> str:
     """Which path this machine takes and why, in a line, for `ebmhybrid doctor`."""
-    name, version, cuda = check_backend(None), support.triton_version(), torch.cuda.is_available()
+    name, version, cuda = support.check_backend(None), support.triton_version(), torch.cuda.is_available()
     if name == "torch":
         return "torch (EBMHYBRID_BACKEND): plain torch for everything"
-    if name == "triton":
-        runs = version and (cuda or support.INTERPRETED)
-        missing = "there is no GPU" if version else "Triton is not installed"
-        return "triton (EBMHYBRID_BACKEND): " + (f"Triton {version} for everything" if runs else f"refused, {missing}")
-    if cuda and version:
-        return f"auto: Triton {version} from {GPU_ENTRIES:,} logits on, plain torch below"
+    asked = "" if name == "auto" else " (EBMHYBRID_BACKEND)"
+    if not version:
+        return f"{name}{asked}: plain torch, because Triton is not installed"
     if cuda:
-        return "auto: plain torch, because Triton is not installed"
-    if support.INTERPRETED and version:
-        return f"auto: plain torch on the CPU; Triton {version} runs interpreted, for tests, with backend triton"
-    return f"auto: plain torch on the CPU, with a closed-form gradient from {CPU_ENTRIES:,} logits on; " + (
-        f"Triton {version} waits for a GPU" if version else "Triton is not installed"
-    )
+        return f"{name}{asked}: Triton {version}" + (f" from {GPU_ENTRIES:,} logits on" if name == "auto" else "")
+    if support.INTERPRETED:
+        interpreted = "for everything" if name == "triton" else "where it is asked for by name"
+        return f"{name}{asked}: plain torch on the CPU; Triton {version} is interpreted, {interpreted}"
+    return f"{name}{asked}: plain torch on the CPU; Triton {version} waits for a GPU"

@@ -59,6 +59,8 @@ def _kernel(
             logits = tl.dot(x, tl.trans(w), logits, input_precision=PRECISION)
         if HAS_BIAS:
             logits += tl.load(b_ptr + columns, mask=known, other=0.0).to(tl.float32)[None, :]
+        # As rounded as the logits of torch's own layer, which the backward pass computes again.
+        logits = logits.to(x_ptr.dtype.element_ty).to(tl.float32)
         pick += tl.sum(tl.where(labels[:, None] == columns[None, :], logits, 0.0), 1)
         z = tl.where(known[None, :], logits, -float("inf"))
         new_top = tl.maximum(top, tl.max(z, 1))

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from ebmhybrid.kernels.reference import at_least_float32
-from ebmhybrid.kernels.support import triton_runs_on
+from ebmhybrid.kernels.support import check_backend, triton_as_asked
 
 # Logits in memory at a time: 8 MB in float32.
 CHUNK_ENTRIES = 2**21
@@ -37,20 +37,69 @@ def linear_energy(
     targets: Tensor | None = None,
     *,
     chunk: int | None = None,
-    use_triton: bool | None = None,
+    backend: str | None = None,
 ) -> LinearEnergy:
-    """lse and pick of F.linear(features, weight, bias), of arguments that `kernels.linear_energy` has checked."""
-    n, classes = len(features), len(weight)
-    chunk = chunk or max(128, CHUNK_ENTRIES // max(1, n))
-    use_triton = triton_runs_on(features) if use_triton is None else use_triton
-    kind = features.device.type
-    if torch.is_autocast_enabled(kind):  # cast here, so that forward and backward see the same numbers
+    """The log density and the target's logit of a linear head, without its N x C logits: for very many classes.
+
+        f = features weight^T + bias,   lse_n = log sum_c exp f_nc = -E(x_n),   pick_n = f[n, targets_n]
+
+    Cross-entropy is (lse - pick).mean(). Source: the idea of not keeping the logits is that of cut cross-entropy
+    (Wijmans et al. 2024). Memory beside inputs and gradients is O(N chunk); the gradient is exact. Second derivatives
+    work, and go through the whole logits. Under autocast the layer computes in autocast's dtype, as nn.Linear does.
+
+    Arguments:
+        features: (N, D). weight: (C, D). bias: (C,) or None. All of one floating dtype unless under autocast.
+        targets: (N,) int64 in [0, C), or None.
+        chunk: classes at a time; by default so many that about 2^21 logits are in memory, at least 128.
+        backend: auto | torch | triton; by default EBMHYBRID_BACKEND, else auto, which is Triton for the forward pass
+            on a GPU and torch elsewhere.
+
+    Returns:
+        LinearEnergy(lse, pick), each (N,), of at least float32.
+
+    Raises:
+        ValueError: shapes, dtypes or labels that do not fit; a backend that cannot be used.
+
+    >>> weight, features = torch.eye(3), torch.tensor([[1.0, 2.0, 3.0]])
+    >>> lse, pick = linear_energy(features, weight, targets=torch.tensor([2]))
+    >>> bool(torch.isclose(lse, features.logsumexp(1))), pick
+    (True, tensor([3.]))
+    """
+    _check(features, weight, bias, targets, chunk)
+    name, kind = check_backend(backend), features.device.type
+    use_triton = name != "torch" and (name == "triton" or features.is_cuda) and triton_as_asked(features, backend)
+    chunk = chunk or max(128, CHUNK_ENTRIES // max(1, len(features)))
+    if torch.is_autocast_enabled(kind) and features.dtype != torch.float64:
+        # Cast here, so that forward and backward see the same numbers; float64 autocast leaves alone.
         dtype = torch.get_autocast_dtype(kind)
         features, weight = features.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
     with torch.autocast(kind, enabled=False):
-        lse, pick = _Chunked.apply(features, weight, bias, targets, min(chunk, classes), use_triton)
+        lse, pick = _Chunked.apply(features, weight, bias, targets, min(chunk, len(weight)), use_triton)
     return LinearEnergy(lse, None if targets is None else pick)
+
+
+def _check(features: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor | None, chunk: int | None) -> None:
+    if features.dim() != 2 or weight.dim() != 2 or features.shape[1] != weight.shape[1] or len(weight) == 0:
+        raise ValueError(
+            f"features must be (N, D) and weight (C, D) with C >= 1, got {tuple(features.shape)}, {tuple(weight.shape)}"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias must be ({len(weight)},), got {tuple(bias.shape)}")
+    dtypes = {tensor.dtype for tensor in (features, weight, bias) if tensor is not None}
+    mixed = len(dtypes) > 1 and not torch.is_autocast_enabled(features.device.type)
+    if mixed or not all(dtype.is_floating_point for dtype in dtypes):
+        raise ValueError(f"features, weight and bias must share a floating dtype, got {sorted(map(str, dtypes))}")
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk must be at least 1, got {chunk}")
+    if targets is None:
+        return
+    if targets.dtype != torch.int64 or targets.shape != features.shape[:1]:
+        raise ValueError(f"targets must be int64 ({len(features)},), got {targets.dtype} {tuple(targets.shape)}")
+    if targets.device.type == "cpu" and targets.numel() and not torch.compiler.is_compiling():
+        low, high = (int(value) for value in targets.aminmax())
+        if low < 0 or high >= len(weight):
+            raise ValueError(f"targets must lie in [0, {len(weight) - 1}], got [{low}, {high}]")
 
 
 def _chunks(
@@ -94,24 +143,42 @@ class _Chunked(Function):
     @staticmethod
     def backward(ctx: Any, g_lse: Tensor, g_pick: Tensor) -> tuple[Tensor | None, ...]:
         features, weight, bias, targets, lse = ctx.saved_tensors
-        if torch.is_grad_enabled():  # create_graph: the second order goes through the whole logits
-            return _differentiable_gradient(ctx.needs_input_grad, features, weight, bias, targets, g_lse, g_pick)
-        wants_x, wants_w, wants_b = ctx.needs_input_grad[:3]
-        gx = torch.zeros_like(at_least_float32(features)) if wants_x else None
-        gw = torch.empty_like(weight) if wants_w else None
-        gb = torch.empty_like(bias) if wants_b else None
-        for part, logits, here, place in _chunks(features, weight, bias, targets, ctx.chunk):
-            g = logits.sub_(lse[:, None]).exp_().mul_(g_lse[:, None])
-            if here is not None and place is not None:
-                g.scatter_add_(1, place, torch.where(here, g_pick, 0)[:, None])
-            if gb is not None:
-                gb[part] = g.sum(0)
-            g = g.to(features.dtype)
-            if gx is not None:
-                gx += g @ weight[part]
-            if gw is not None:
-                torch.mm(g.T, features, out=gw[part])
-        return None if gx is None else gx.to(features.dtype), gw, gb, None, None, None
+        given, wanted = (features, weight, bias, targets), ctx.needs_input_grad[:3]
+        with torch.autocast(features.device.type, enabled=False):  # whatever is on where backward is called
+            if torch.is_grad_enabled():  # create_graph: the second order goes through the whole logits
+                return *_differentiable_gradient(wanted, *given, g_lse, g_pick), None, None, None
+            return *_gradient(wanted, *given, lse, g_lse, g_pick, ctx.chunk), None, None, None
+
+
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+
+def _gradient(
+    wanted: tuple[bool, ...],
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor | None,
+    lse: Tensor,
+    g_lse: Tensor,
+    g_pick: Tensor,
+    chunk: int,
+) -> Gradients:
+    gx = torch.zeros_like(at_least_float32(features)) if wanted[0] else None
+    gw = torch.empty_like(weight) if wanted[1] else None
+    gb = torch.empty_like(bias) if bias is not None and wanted[2] else None
+    for part, logits, here, place in _chunks(features, weight, bias, targets, chunk):
+        g = logits.sub_(lse[:, None]).exp_().mul_(g_lse[:, None])
+        if here is not None and place is not None:
+            g.scatter_add_(1, place, torch.where(here, g_pick, 0)[:, None])
+        if gb is not None:
+            gb[part] = g.sum(0)
+        g = g.to(features.dtype)
+        if gx is not None:
+            gx += g @ weight[part]
+        if gw is not None:
+            torch.mm(g.T, features, out=gw[part])
+    return None if gx is None else gx.to(features.dtype), gw, gb
 
 
 def _differentiable_gradient(
@@ -122,7 +189,7 @@ def _differentiable_gradient(
     targets: Tensor | None,
     g_lse: Tensor,
     g_pick: Tensor,
-) -> tuple[Tensor | None, ...]:
+) -> Gradients:
     # Differentiated are names of their own: one of the three may be computed from another, or be the other.
     features, weight = features.view_as(features), weight.view_as(weight)
     bias = None if bias is None else bias.view_as(bias)
@@ -131,6 +198,7 @@ def _differentiable_gradient(
     if targets is not None:
         value = value + (g_pick * logits.gather(1, targets[:, None]).squeeze(1)).sum()
     tensors = (features, weight, bias)
-    inputs = [tensor for tensor, needed in zip(tensors, wanted, strict=False) if needed and tensor is not None]
+    inputs = [tensor for tensor, needed in zip(tensors, wanted, strict=True) if needed and tensor is not None]
     grads = iter(torch.autograd.grad(value, inputs, create_graph=True))
-    return (*(next(grads) if needed else None for needed in wanted[:3]), None, None, None)
+    by_x, by_w, by_b = (next(grads) if needed else None for needed in wanted)
+    return by_x, by_w, by_b

@@ -64,7 +64,7 @@ class Bank(nn.Module):
 
     def log_sum(self) -> Tensor:
         """log D, (C,): the log-sum of every banked score, -inf while the bank is empty."""
-        return self.total
+        return self.total.clone()  # the next push overwrites it
 
     def count(self) -> Tensor:
         """How many examples the bank holds, an int64 scalar on the device."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal, get_args
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from ebmhybrid.energies import check_logits
 from ebmhybrid.losses.bank import Bank
+from ebmhybrid.losses.checks import check_options, check_targets
 from ebmhybrid.losses.contrastive import (
     Form,
     Normalize,
@@ -52,7 +52,7 @@ class HDGELoss(nn.Module):
 
     Arguments:
         num_classes: C.
-        weight, ce_weight: factors of the two parts, >= 0. ce_weight=0 trains log q(x|y) alone.
+        weight, ce_weight: factors of the two parts, >= 0, not both 0. ce_weight=0 trains log q(x|y) alone.
         temperature: T > 0.
         bank_size: K, the number of banked negatives. Memory and time do not grow with it.
         label_smoothing: s in [0, 1), for both parts, spread over all classes as in torch's cross-entropy: the label
@@ -86,9 +86,7 @@ class HDGELoss(nn.Module):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
-        if not isinstance(num_classes, int) or num_classes < 1:
-            raise ValueError(f"num_classes must be an integer >= 1, got {num_classes!r}")
-        _check_options(weight, ce_weight, temperature, label_smoothing)
+        check_options(num_classes, weight, ce_weight, temperature, label_smoothing)
         for name, value, choices in (
             ("form", form, get_args(Form)),
             ("negatives", negatives, get_args(Negatives)),
@@ -127,10 +125,10 @@ class HDGELoss(nn.Module):
         self, logits: Tensor, y: Tensor, *, reference: Tensor | None = None, return_terms: bool = False
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch, and with `return_terms` its parts before weighting; shapes as in the class."""
-        bank = self.bank
-        self._check(logits, y, reference, bank)
+        hard = check_targets(logits, y, self.num_classes)
+        bank = self._checked_bank(logits, hard, reference)
         smoothing, with_ce = self.label_smoothing, bool(self.ce_weight) or return_terms
-        if bank is not None and self.negatives == "bank" and not smoothing and y.dim() == 1:
+        if bank is not None and self.negatives == "bank" and not smoothing and hard:
             # Of detached negatives and a hard label a row's gradient comes through the score at its label alone.
             rows = row_terms(logits, y, ce=with_ce, own=self.normalize)
             contrast = self._against_bank(logits, y, rows, bank)
@@ -149,7 +147,7 @@ class HDGELoss(nn.Module):
         assert positives is not None
         if self.form == "released":
             positives = released_entries(positives, self.num_classes, self.normalize == "l2")
-        log_sums = bank.log_sum().index_select(0, y).to(positives.dtype)
+        log_sums = bank.total.index_select(0, y).to(positives.dtype)
         loss = banked_loss(positives, log_sums.unsqueeze(1), self.temperature)
         if self.training:
             with torch.no_grad():
@@ -182,25 +180,9 @@ class HDGELoss(nn.Module):
         scores = label_vector_scores(values, smooth(y, self.label_smoothing)) / self.temperature
         return scores.logsumexp(0) - scores.diagonal()
 
-    def _check(self, logits: Tensor, y: Tensor, reference: Tensor | None, bank: Bank | None) -> None:
-        if not isinstance(logits, Tensor) or logits.dim() != 2 or not logits.is_floating_point():
-            check_logits(logits)  # says what came instead
-        n, c = logits.shape
-        if not isinstance(y, Tensor):
-            raise ValueError(f"y must be a tensor, got {type(y).__name__}")
-        if n == 0 or c != self.num_classes:
-            raise ValueError(f"logits must be (N, {self.num_classes}) with N >= 1, got {(n, c)}")
-        hard = y.dtype == torch.int64 and y.shape == (n,)
-        if not hard and not (y.is_floating_point() and y.shape == (n, c)):
-            raise ValueError(f"y must be int64 ({n},) or probabilities ({n}, {c}), got {y.dtype} {tuple(y.shape)}")
-        # On an accelerator reading a label would wait for the device; torch's own assert catches it there.
-        readable = y.device.type == "cpu" and not torch.compiler.is_compiling()
-        if readable and hard:
-            low, high = map(int, y.aminmax())
-            if low < 0 or high >= c:
-                raise ValueError(f"labels must lie in [0, {c - 1}], got [{low}, {high}]")
-        if readable and not hard and not _are_probabilities(y):
-            raise ValueError("probability targets must be >= 0 and sum to 1 in each row")
+    def _checked_bank(self, logits: Tensor, hard: bool, reference: Tensor | None) -> Bank | None:
+        """The bank, if there is one, after a look at what the options allow of this call."""
+        bank, c = self.bank, self.num_classes
         if not hard and self.form == "released" and bank is not None:
             raise ValueError(
                 "probability targets need form='paper' or negatives='batch': with form='released' the bank keeps "
@@ -211,11 +193,12 @@ class HDGELoss(nn.Module):
                 f"reference must be logits (R, {c}) and needs live negatives ('batch' or 'bank+batch'), got "
                 f"{tuple(reference.shape)} with negatives={self.negatives!r}"
             )
-        if bank is not None and bank.rows.device != logits.device:
+        if bank is not None and bank.total.device != logits.device:
             raise ValueError(
-                f"the bank is on {bank.rows.device} and the logits on {logits.device}: "
+                f"the bank is on {bank.total.device} and the logits on {logits.device}: "
                 f"call loss_fn.to({str(logits.device)!r})"
             )
+        return bank
 
     def get_extra_state(self) -> dict[str, str | float]:
         """What the banked log-sums depend on: resuming with anything else would silently mix two scores."""
@@ -239,17 +222,3 @@ class HDGELoss(nn.Module):
             f"form={self.form!r}, negatives={self.negatives!r}, normalize={self.normalize!r}, "
             f"label_smoothing={self.label_smoothing}"
         )
-
-
-def _are_probabilities(y: Tensor) -> bool:
-    return bool((y >= 0).all()) and bool(((y.float().sum(1) - 1).abs() < 1e-3).all())
-
-
-def _check_options(weight: float, ce_weight: float, temperature: float, label_smoothing: float) -> None:
-    for name, value in (("weight", weight), ("ce_weight", ce_weight)):
-        if not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"{name} must be a number >= 0, got {value}")
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise ValueError(f"temperature must be a number > 0, got {temperature}")
-    if not 0 <= label_smoothing < 1:
-        raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing}")

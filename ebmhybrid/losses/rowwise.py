@@ -4,8 +4,8 @@ r"""Losses that look at one row of logits at a time, all from the same statistic
     z-loss          lse^2 = (log Z(x))^2, which keeps logits from drifting (PaLM, Chowdhery et al. 2022)
     unit logit      f_y / ||f||_2 = pick / sqrt(sq), the positive of the normalised contrast
 
-Where a fused path pays one `row_stats` call feeds them all; elsewhere each takes torch's own function for it, which for
-small logits, and for cross-entropy on a CPU, is the faster way.
+Where a fused path pays one `row_stats` call feeds those of a loss; elsewhere each takes torch's own function for it,
+which for small logits, and for cross-entropy on a CPU, is the faster way.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ebmhybrid.kernels.support import triton_runs_on
 # As in F.normalize: a row of zeros has unit logits of zero. Added to a norm it costs one kernel less than a maximum.
 EPS = 1e-12
 # On a CPU torch's own cross-entropy beats the operator's, until autograd's buffers for the unit logit outweigh that.
-CPU_ENTRIES = 2**20
+ONE_READ_ENTRIES = 2**20
 
 
 def cross_entropy(stats: RowStats, classes: int, label_smoothing: float = 0.0) -> Tensor:
@@ -53,7 +53,7 @@ def unit_logit(stats: RowStats) -> Tensor:
 
 
 def weighted_sum(*terms: tuple[float, Tensor | None]) -> Tensor:
-    """The sum of weight x term. One of weight 0 is left out, since 0 times its infinities would be NaN; 0.0 if all are.
+    """The sum of weight x term. One of weight 0 is left out, since 0 times its infinities would be NaN; not all may be.
 
     >>> weighted_sum((2.0, torch.tensor(3.0)), (0.0, torch.tensor(float("inf"))))
     tensor(6.)
@@ -63,7 +63,8 @@ def weighted_sum(*terms: tuple[float, Tensor | None]) -> Tensor:
         if weight and term is not None:
             part = term if weight == 1 else weight * term
             total = part if total is None else total + part
-    return torch.zeros(()) if total is None else total
+    assert total is not None
+    return total
 
 
 class RowTerms(NamedTuple):
@@ -77,7 +78,7 @@ class RowTerms(NamedTuple):
 def _one_read_pays(logits: Tensor, want: tuple[str, ...], own: str | None) -> bool:
     if choose(logits, want) == "composite":
         return False
-    return triton_runs_on(logits) or (own == "l2" and logits.numel() >= CPU_ENTRIES)
+    return triton_runs_on(logits) or (own == "l2" and logits.numel() >= ONE_READ_ENTRIES)
 
 
 def row_terms(

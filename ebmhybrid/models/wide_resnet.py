@@ -26,11 +26,7 @@ _NORMS: dict[str, Callable[[int], nn.Module]] = {
     "layer": lambda channels: nn.GroupNorm(1, channels),
     "instance": partial(nn.InstanceNorm2d, affine=True),
 }
-_IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
-    "leaky_relu": partial(F.leaky_relu, negative_slope=0.2, inplace=True),
-    "relu": partial(F.relu, inplace=True),
-}
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+_ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
     "leaky_relu": partial(F.leaky_relu, negative_slope=0.2),
     "relu": F.relu,
     "silu": F.silu,
@@ -40,8 +36,12 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def _activation(name: str, norm: str) -> Callable[[Tensor], Tensor]:
-    """In place where the input is a norm layer's output, which nothing else reads: that saves its copy's memory."""
-    return _IN_PLACE.get(name, _ACTIVATIONS[name]) if norm != "none" else _ACTIVATIONS[name]
+    """In place where the input is the output of a batch or layer norm, which nothing else reads: that saves a copy.
+
+    So a hook that keeps such a norm layer's output sees it activated.
+    """
+    in_place = norm in ("batch", "layer") and name in ("leaky_relu", "relu")
+    return partial(_ACTIVATIONS[name], inplace=True) if in_place else _ACTIVATIONS[name]
 
 
 class Block(nn.Module):

@@ -163,7 +163,7 @@ def _epoch(
 def train_step(
     parts: Parts, forward: Forward, images: Tensor, labels: Tensor
 ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-    """Augment, one forward pass (reference images included), loss, backward, update. Nothing waits for the device."""
+    """Augment, one forward pass (reference images included), loss, backward, update. No value is read back."""
     settings, n = parts.recipe.training, len(labels)
     images, targets = prepare(parts, images, labels)
     with torch.autocast(parts.device.type, dtype=parts.precision, enabled=parts.precision != torch.float32):

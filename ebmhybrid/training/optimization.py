@@ -25,10 +25,11 @@ def build_optimizer(model: nn.Module, recipe: Optimizer, fused: bool = False) ->
         {"params": matrices, "weight_decay": recipe.weight_decay},
         {"params": vectors, "weight_decay": recipe.weight_decay if recipe.decay_norm_and_bias else 0.0},
     ]
+    how = fused or None  # None leaves the choice to torch, False would forbid its faster loops
     if recipe.name == "sgd":
-        return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=fused)
+        return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=how)
     kind = torch.optim.Adam if recipe.name == "adam" else torch.optim.AdamW
-    return kind(groups, lr=recipe.lr, betas=(recipe.betas[0], recipe.betas[1]), fused=fused)
+    return kind(groups, lr=recipe.lr, betas=(recipe.betas[0], recipe.betas[1]), fused=how)
 
 
 def lr_factor(step: int, schedule: Schedule, total_steps: int, steps_per_epoch: int) -> float:

@@ -124,6 +124,7 @@ def save(parts: Parts, folder: Path) -> None:
     state = {
         "format": checkpoint.FORMAT,
         "device": parts.device.type,
+        "precision": str(parts.precision),
         "data": parts.splits.train.digest(),
         "parts": parts.state_dict(),
     }

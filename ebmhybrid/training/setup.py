@@ -23,14 +23,14 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of the forward pass; `auto` is bfloat16 where the device has instructions for it, else float32.
+    """The dtype of the forward pass; `auto` is bfloat16 on GPUs from Ampere on and x86 CPUs that compute in it.
 
-    Elsewhere bfloat16 is emulated, which is slower than float32 by an order of magnitude.
+    Elsewhere it is float32, since bfloat16 would be emulated.
     """
     if name != "auto":
         return PRECISIONS[name]
     if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        native = torch.cuda.get_device_capability(device) >= (8, 0)
     else:
         probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
         native = device.type == "cpu" and any(getattr(torch.cpu, probe, bool)() for probe in probes)

@@ -1,0 +1,50 @@
+"""What a loss is given, checked before anything is computed: each mistake is a ValueError that names it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ebmhybrid.energies import require_logits
+
+
+def check_options(
+    num_classes: int, weight: float, ce_weight: float, temperature: float, label_smoothing: float
+) -> None:
+    """The numbers of an objective of two weighted parts."""
+    if not isinstance(num_classes, int) or num_classes < 1:
+        raise ValueError(f"num_classes must be an integer >= 1, got {num_classes!r}")
+    for name, value in (("weight", weight), ("ce_weight", ce_weight)):
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"{name} must be a number >= 0, got {value}")
+    if not weight and not ce_weight:
+        raise ValueError("weight and ce_weight are both 0: nothing would be trained")
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"temperature must be a number > 0, got {temperature}")
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing}")
+
+
+def check_targets(logits: Tensor, y: Tensor, num_classes: int) -> bool:
+    """Whether the targets are labels, int64 (N,), and not probabilities (N, C); an error if they are neither."""
+    require_logits(logits)
+    n, c = logits.shape
+    if not isinstance(y, Tensor):
+        raise ValueError(f"y must be a tensor, got {type(y).__name__}")
+    if n == 0 or c != num_classes:
+        raise ValueError(f"logits must be (N, {num_classes}) with N >= 1, got {(n, c)}")
+    hard = y.dtype == torch.int64 and y.shape == (n,)
+    if not hard and not (y.is_floating_point() and y.shape == (n, c)):
+        raise ValueError(f"y must be int64 ({n},) or probabilities ({n}, {c}), got {y.dtype} {tuple(y.shape)}")
+    # On an accelerator reading a label would wait for the device; torch's own assert catches it there.
+    if y.device.type != "cpu" or torch.compiler.is_compiling():
+        return hard
+    if hard:
+        low, high = map(int, y.aminmax())
+        if low < 0 or high >= c:
+            raise ValueError(f"labels must lie in [0, {c - 1}], got [{low}, {high}]")
+    elif not (bool((y >= 0).all()) and bool(((y.float().sum(1) - 1).abs() < 1e-3).all())):
+        raise ValueError("probability targets must be >= 0 and sum to 1 in each row")
+    return hard
