@@ -36,7 +36,7 @@ def literal(logits: Tensor, y: Tensor, queue: Tensor, temperature: float = 0.1) 
     positive = torch.logsumexp(label * F.normalize(logits, dim=1), dim=1, keepdim=True)
     negatives = torch.logsumexp(label[:, :, None] * F.normalize(queue, dim=1).T[None], dim=1)
     both = torch.cat([positive, negatives], dim=1) / temperature
-    return F.cross_entropy(both, torch.zeros(len(y), dtype=torch.int64))
+    return F.cross_entropy(both, torch.zeros_like(y))
 
 
 def gathered(logits: Tensor, y: Tensor, queue: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from benchmarks import harness
 from benchmarks.loss import literal
 from ebmhybrid import HDGELoss, load_recipe
 from ebmhybrid.data import ImageSet, Splits, augment
-from ebmhybrid.training.engine import train_step
+from ebmhybrid.training.engine import pick_device, train_step
 from ebmhybrid.training.setup import Parts, build_parts
 
 CLASSES = 10
@@ -36,13 +36,13 @@ LADDER: dict[str, list[str]] = {
 }
 
 
-def build(net: str, bank: int, batch: int, overrides: list[str], images: ImageSet) -> Parts:
+def build(net: str, bank: int, batch: int, overrides: list[str], images: ImageSet, device: torch.device) -> Parts:
     """The parts of cifar10_wrn28 for another net, without a download: the images stand in for CIFAR-10's."""
     depth, width = net.split("-")
     changes = [f"model.depth={depth}", f"model.width={width}", f"training.batch_size={batch}"]
     changes += [f"objective.hdge.bank_size={bank}", f"model.dropout={0.3 if net == '28-10' else 0.0}"]
     recipe = load_recipe("cifar10_wrn28", [*changes, *overrides])
-    parts = build_parts(recipe, Splits(images, images, images), torch.device("cpu"))
+    parts = build_parts(recipe, Splits(images, images, images), device)
     parts.model.train()
     return parts
 
@@ -55,8 +55,8 @@ def our_step(parts: Parts, images: Tensor, labels: Tensor) -> Callable[[], Tenso
 class Queue:
     """The released contrast: K raw logit vectors, the literal loss, and the batch put in the place of the oldest."""
 
-    def __init__(self, size: int) -> None:
-        self.vectors, self.pointer = torch.randn(size, CLASSES), 0
+    def __init__(self, size: int, device: torch.device) -> None:
+        self.vectors, self.pointer = torch.randn(size, CLASSES, device=device), 0
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         loss = literal(logits, labels, self.vectors)
@@ -83,20 +83,22 @@ def released_step(
     return step
 
 
-def rivals(net: str, batch: int, bank: int, images: ImageSet, ladder: bool) -> dict[str, Callable[[], Tensor]]:
+def rivals(
+    net: str, batch: int, bank: int, images: ImageSet, ladder: bool, device: torch.device
+) -> dict[str, Callable[[], Tensor]]:
     """Every rival on a network of its own, all with the same first weights."""
-    x, y = images.images[:batch].float() / 255, images.labels[:batch]
+    x, y = images.images[:batch].to(device).float() / 255, images.labels[:batch].to(device)
 
     def built(*overrides: str) -> Parts:
-        return build(net, bank, batch, list(overrides), images)
+        return build(net, bank, batch, list(overrides), images, device)
 
     plain = ("training.precision=fp32", "training.channels_last=false")
     calls = {OURS: our_step(built(), x, y)}
     if ladder:
         calls |= {name: our_step(built(*overrides), x, y) for name, overrides in LADDER.items()}
-        ring = HDGELoss(CLASSES, bank_size=bank, ce_weight=0.0)
+        ring = HDGELoss(CLASSES, bank_size=bank, ce_weight=0.0).to(device)
         calls["released procedure, ring loss"] = released_step(built(*plain), ring, x, y)
-    return calls | {RELEASED: released_step(built(*plain), Queue(bank), x, y)}
+    return calls | {RELEASED: released_step(built(*plain), Queue(bank, device), x, y)}
 
 
 def augmentation(report: harness.Report, images: ImageSet, batch: int) -> None:
@@ -134,6 +136,7 @@ def main(argv: list[str] | None = None) -> None:
     options = harness.parser(__doc__, repeats=5, threads=torch.get_num_threads())
     options.add_argument("--nets", nargs="+", default=["16-4", "28-10"], metavar="DEPTH-WIDTH")
     options.add_argument("--batch", type=int, default=64)
+    options.add_argument("--device", default="auto", help="auto, cpu, cuda ... (default: %(default)s)")
     args = harness.parse(options, argv)
     nets, batch, bank, size = args.nets, args.batch, 65536, 32
     if args.quick:
@@ -145,7 +148,7 @@ def main(argv: list[str] | None = None) -> None:
 
     report = harness.Report("train_step", "One training step", args)
     for net in nets:
-        calls = rivals(net, batch, bank, images, ladder=net != "28-10")
+        calls = rivals(net, batch, bank, images, ladder=net != "28-10", device=pick_device(args.device))
         times = harness.in_turn(calls, args.repeats)
         report.add("step", {"net": f"WRN-{net}", "batch": batch}, times, OURS, speed(times, batch))
         del calls  # the next net needs the memory

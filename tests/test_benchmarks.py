@@ -15,6 +15,7 @@ from benchmarks import evaluate, harness, kernel, loss, profile_step, startup, t
 from ebmhybrid import HDGELoss
 from ebmhybrid.data import ImageSet
 
+CPU = torch.device("cpu")
 RIVALS = {
     startup: {"import torch", "import ebmhybrid", "ebmhybrid --help", "python -c pass"},
     loss: {loss.OURS, "O(K C) sum", "literal N x C x K", "K = 64", "K = 512"},
@@ -121,8 +122,8 @@ def test_the_released_step_and_ours_have_the_same_loss_from_the_same_start() -> 
     )
     x, y = images.images.float() / 255, images.labels
     plain = ["training.precision=fp32", "training.channels_last=false", "data.augment.pad=0", "data.augment.flip=false"]
-    parts = [train_step.build("10-1", 64, 8, [*plain, "data.augment.noise_std=0"], images) for _ in range(3)]
-    queue = train_step.Queue(64)
+    parts = [train_step.build("10-1", 64, 8, [*plain, "data.augment.noise_std=0"], images, CPU) for _ in range(3)]
+    queue = train_step.Queue(64, CPU)
     ring = HDGELoss(10, bank_size=64, ce_weight=0.0)
     ring.fill_bank(queue.vectors)
     parts[0].objective.hdge.fill_bank(queue.vectors)

@@ -243,6 +243,18 @@ def test_autocast_leaves_float64_alone() -> None:
     torch.testing.assert_close(ours.pick, expected[1])
 
 
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_gradient_does_not_depend_on_autocast_where_it_is_asked_for(create_graph: bool) -> None:
+    x, w, b, y = layer()
+    leaves = [t.detach().float().requires_grad_() for t in (x, w, b)]
+    value = mixed(eh.linear_energy(*leaves, y, chunk=4))
+    expected = torch.autograd.grad(value, leaves, retain_graph=True, create_graph=create_graph)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        gradients = torch.autograd.grad(value, leaves, create_graph=create_graph)
+    for gradient, other in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, other)
+
+
 # Memory
 
 
