@@ -4,20 +4,21 @@
     python -m benchmarks.train_step --nets 16-4      # the small net alone, part by part from the released step to ours
 
 The released procedure (Liu & Abbeel 2020, their code): float32, contiguous, two forward passes of the batch, one for
-the cross-entropy and one for the contrast, the literal N x C x K loss on a queue of K logit vectors, and SGD that
-updates one parameter at a time. It trains the same network on the same sizes, and gets its images ready-made: their
-code augments image by image in worker processes, which is timed apart. Ours is the engine's `train_step`, augmentation
-included.
+the cross-entropy and one for the contrast, the literal N x C x K loss on a queue of K logit vectors, torch's dropout,
+no activation in place, and SGD that updates one parameter at a time. It trains the same network on the same sizes, and
+gets its images ready-made: their code augments image by image in worker processes, which is timed apart. Ours is the
+engine's `train_step`, augmentation included.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks import harness
 from benchmarks.loss import literal
@@ -65,11 +66,21 @@ class Queue:
         return loss
 
 
+def as_released(model: nn.Module) -> nn.Module:
+    """The same network with torch's own dropout, and activations that keep their inputs, as in the released code."""
+    for module in list(model.modules()):
+        if hasattr(module, "activation"):
+            module.activation = partial(F.leaky_relu, negative_slope=0.2)
+        if isinstance(getattr(module, "dropout", None), nn.Dropout):
+            module.dropout = nn.Dropout(module.dropout.p)
+    return model
+
+
 def released_step(
     parts: Parts, contrast: Callable[[Tensor, Tensor], Tensor], images: Tensor, labels: Tensor
 ) -> Callable[[], Tensor]:
     """A call of the released procedure's step on a batch that is augmented already."""
-    model = parts.model
+    model = as_released(parts.model)
     options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
     optimizer = torch.optim.SGD(model.parameters(), **options, foreach=False, fused=False)
 

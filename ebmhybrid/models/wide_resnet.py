@@ -15,6 +15,7 @@ from typing import Literal, get_args
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ebmhybrid.models.dropout import Dropout
 from ebmhybrid.models.normalize import Normalize
 
 Norm = Literal["none", "batch", "layer", "instance"]
@@ -52,7 +53,7 @@ class Block(nn.Module):
         self.activation = _activation(activation, norm)
         self.norm1 = _NORMS[norm](channels)
         self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.norm2 = _NORMS[norm](out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, stride=stride, padding=1)
         same = stride == 1 and channels == out_channels
