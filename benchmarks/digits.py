@@ -1,6 +1,6 @@
 """The digits recipes over several seeds: accuracy, calibration and OOD detection as mean and standard deviation.
 
-    python -m benchmarks.digits                          # 3 recipes x 3 seeds, some ten minutes on one core
+    python -m benchmarks.digits                          # 3 recipes x 5 seeds, some ten minutes on one core
     python -m benchmarks.digits --recipes digits_hdge --seeds 5 --set training.epochs=20
 
 Every run is trained anew in a temporary folder. With --json FILE the row of each run is written as well.
@@ -38,7 +38,7 @@ def figures(recipe: str, seed: int, changes: list[str]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipes", nargs="+", default=RECIPES)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", dest="changes")
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()

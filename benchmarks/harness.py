@@ -29,12 +29,19 @@ Call = Callable[[], object]
 AT_LEAST = 5  # rounds of every rival, however slow
 
 
+def positive(text: str) -> int:
+    """A whole number from 1 on, for argparse."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number >= 1")
+    return int(text)
+
+
 def parser(description: str | None, *, repeats: int, threads: int) -> argparse.ArgumentParser:
     """The options that every benchmark takes."""
     options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--out", default="benchmarks/results", metavar="DIR", help="where JSON and Markdown go")
-    options.add_argument("--repeats", type=int, default=repeats, help="rounds (default: %(default)s)")
-    options.add_argument("--threads", type=int, default=threads, help="of torch (default: %(default)s)")
+    options.add_argument("--repeats", type=positive, default=repeats, help="rounds (default: %(default)s)")
+    options.add_argument("--threads", type=positive, default=threads, help="of torch (default: %(default)s)")
     options.add_argument("--quick", action="store_true", help="tiny shapes, two rounds: whether it runs, not how fast")
     return options
 
@@ -42,6 +49,10 @@ def parser(description: str | None, *, repeats: int, threads: int) -> argparse.A
 def parse(options: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse.Namespace:
     """Read the arguments and set torch's threads."""
     args = options.parse_args(argv)
+    try:  # now, and not after minutes of measuring
+        Path(args.out).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        options.error(f"--out {args.out}: {error.strerror}")
     if args.quick:
         args.repeats = min(args.repeats, 2)
     torch.set_num_threads(args.threads)

@@ -113,7 +113,7 @@ def sizes(report: harness.Report, n: int, classes: int, small: int, large: int) 
 
 def main(argv: list[str] | None = None) -> None:
     options = harness.parser(__doc__, repeats=7, threads=1)
-    options.add_argument("--cell", type=int, nargs=3, metavar=("N", "C", "K"), help="this cell alone")
+    options.add_argument("--cell", type=harness.positive, nargs=3, metavar=("N", "C", "K"), help="this cell alone")
     args = harness.parse(options, argv)
     torch.manual_seed(0)
     report = harness.Report("loss", "The contrastive term, forward and backward", args)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -69,8 +68,8 @@ class Queue:
 def as_released(model: nn.Module) -> nn.Module:
     """The same network with torch's own dropout, and activations that keep their inputs, as in the released code."""
     for module in list(model.modules()):
-        if hasattr(module, "activation"):
-            module.activation = partial(F.leaky_relu, negative_slope=0.2)
+        if hasattr(module, "in_place"):
+            module.in_place = False
         if isinstance(getattr(module, "dropout", None), nn.Dropout):
             module.dropout = nn.Dropout(module.dropout.p)
     return model

@@ -245,5 +245,8 @@ def doctor() -> None:
     """What this installation has: versions, devices, precision, extras."""
     from ebmhybrid.runs import doctor as lines
 
-    for name, value in lines():
-        click.echo(f"{name:<18} {value}")
+    def work() -> None:
+        for name, value in lines():
+            click.echo(f"{name:<18} {value}")
+
+    guarded(work)

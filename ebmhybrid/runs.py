@@ -18,7 +18,7 @@ from ebmhybrid.recipe import parse_recipe
 from ebmhybrid.training.checkpoint import find_weights, load_model, weights_digest
 from ebmhybrid.training.engine import pick_device
 from ebmhybrid.training.records import fresh_folder
-from ebmhybrid.training.setup import load_data
+from ebmhybrid.training.setup import load_data, pick_precision
 
 if TYPE_CHECKING:
     from ebmhybrid.schema import Recipe
@@ -151,6 +151,8 @@ def doctor() -> Iterator[tuple[str, str]]:
         yield name, metadata.version(name)
     from ebmhybrid.kernels import describe
 
+    auto = pick_precision("auto", pick_device("auto"))
+    yield "precision", f"training.precision=auto is {str(auto).removeprefix('torch.')} here"
     yield "kernels", describe()
     yield "threads", str(torch.get_num_threads())
     if torch.cuda.is_available():

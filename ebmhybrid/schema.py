@@ -34,7 +34,13 @@ class Augment(Locked):
     pad: Annotated[int, Field(ge=0)] = 0
     flip: bool = False
     noise_std: Annotated[float, Field(ge=0, le=10)] = 0.0
-    mixup_alpha: NonNegative = 0.0
+    mixup_alpha: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+
+    @model_validator(mode="after")
+    def _alpha_is_none_or_a_number_to_draw_with(self) -> Augment:
+        if 0 < self.mixup_alpha < 1e-6:
+            raise ValueError(f"mixup_alpha must be 0 (none) or from 1e-6 to 1e6, got {self.mixup_alpha:g}")
+        return self
 
 
 class Data(Locked):

@@ -138,8 +138,12 @@ def test_mixup_weights_follow_the_beta_distribution():
 def test_mixup_is_seeded_and_refuses_wrong_arguments():
     x, y = images(), torch.tensor([0, 1, 2, 0, 1, 2])
     assert torch.equal(mixup(x, y, 3, 0.2, generator(1))[0], mixup(x, y, 3, 0.2, generator(1))[0])
-    with pytest.raises(DataError, match="alpha must be a positive number, got 0"):
+    with pytest.raises(DataError, match="alpha must be a positive number from 1e-6 to 1e6, got 0"):
         mixup(x, y, 3, 0)
+    with pytest.raises(DataError, match="from 1e-6 to 1e6, got 1e-40"):
+        mixup(x, y, 3, 1e-40)
+    for alpha in (1e-6, 1e6):  # of either, all draws are numbers
+        assert mixup(x, y, 3, alpha, generator())[0].isfinite().all()
     with pytest.raises(DataError, match=r"labels must lie in 0\.\.1, got 0\.\.2"):
         mixup(x, y, 2, 0.2)
 

@@ -11,11 +11,13 @@ from importlib import metadata
 import naive
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import ebmhybrid as eh
 from ebmhybrid import kernels
+from ebmhybrid.cli import main
 from ebmhybrid.errors import UsageError
 from ebmhybrid.kernels import NAMES, RowStats, operator, support
 
@@ -144,6 +146,20 @@ def test_environment_variable_that_is_no_backend_is_named() -> None:
     message = "EBMHYBRID_BACKEND must be auto, torch or triton, got 'tritn'; did you mean 'triton'?"
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == f"ebmhybrid.errors.UsageError: {message}"
+
+
+def test_a_wrong_backend_is_one_line_and_leaves_nothing(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(support, "BACKEND", "tritn")
+    for words in (["train", "--recipe", "smoke", "--out", str(tmp_path / "run")], ["doctor"]):
+        result = CliRunner().invoke(main, words)
+        assert result.exit_code == 2
+        assert result.stderr.splitlines()[-1].startswith("Error: EBMHYBRID_BACKEND must be auto, torch or triton, got")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_empty_variable_is_none() -> None:
+    done = in_a_process("", "import ebmhybrid.kernels.support as s; print(s.BACKEND)")
+    assert done.stdout == "auto\n"
 
 
 CPU = "plain torch on the CPU; Triton 3.8.0"

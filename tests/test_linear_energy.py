@@ -320,7 +320,7 @@ WRONG = [
     ((X, W, B, Y.int()), {}, r"targets must be int64 \(2,\), got torch.int32 \(2,\)"),
     ((X, W, B, Y + 4), {}, r"targets must lie in \[0, 3\], got \[4, 4\]"),
     ((X, W, B, Y - 100), {}, r"targets must lie in \[0, 3\], got \[-100, -100\]"),
-    ((X, W), {"chunk": 0}, "chunk must be at least 1, got 0"),
+    ((X, W), {"chunk": 0}, "chunk must be an integer >= 1, got 0"),
     ((X, W), {"backend": "cuda"}, "backend must be auto, torch or triton, got 'cuda'"),
     ((X, W), {"backend": "triton"}, "backend 'triton' cannot be used: the tensor is on cpu"),
 ]
@@ -332,6 +332,11 @@ def test_wrong_input_is_named(monkeypatch, arguments, options, message: str) -> 
     monkeypatch.setattr(support, "HAS_TRITON", True)
     with pytest.raises(ValueError, match=message):
         eh.linear_energy(*arguments, **options)
+
+
+def test_on_the_meta_device() -> None:
+    lse, pick = eh.linear_energy(X.to("meta"), W.to("meta"), B.to("meta"))
+    assert (lse.device.type, pick) == ("meta", None)
 
 
 def test_a_label_that_cannot_be_checked_and_is_no_class_gives_nan(monkeypatch) -> None:

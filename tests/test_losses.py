@@ -364,7 +364,7 @@ WRONG_OPTIONS = [
     ({"form": "article"}, "form must be one of released, paper, got 'article'"),
     ({"negatives": "queue"}, "negatives must be one of"),
     ({"normalize": "l1"}, "normalize must be one of"),
-    ({"bank_size": 0}, "at least 1"),
+    ({"bank_size": 0}, "bank_size must be an integer >= 1, got 0"),
 ]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -209,3 +211,24 @@ def test_a_checkpoint_is_never_executed(tmp_path) -> None:
     with pytest.raises(CheckpointError, match="cannot be read as weights"):
         import_released(tmp_path / "evil.pt")
     assert not (tmp_path / "owned").exists()
+
+
+def test_an_activation_in_place_never_shows() -> None:
+    """In place behind a norm layer, and only there: not where it was taken out, or someone looks at its output."""
+    images = torch.rand(2, 1, 8, 8)
+    model = eh.WideResNet(depth=10, width=1, num_classes=3, in_channels=1).eval()
+    plain = copy.deepcopy(model)
+    for module in plain.modules():
+        if hasattr(module, "in_place"):
+            module.in_place = False
+    assert torch.equal(model(images), plain(images))
+    seen = []
+    model.norm.register_forward_hook(lambda module, given, out: seen.append(out))
+    model.norm.register_full_backward_hook(lambda *args: None)
+    model(images).sum().backward()
+    assert (seen[0] < 0).any()
+    for network in (model, plain):
+        for module in network.modules():
+            if hasattr(module, "norm1"):
+                module.norm1 = module.norm2 = torch.nn.Identity()
+    assert torch.equal(model(images), plain(images))

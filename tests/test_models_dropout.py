@@ -55,6 +55,11 @@ def test_in_evaluation_without_probability_and_with_all_of_it() -> None:
     assert torch.equal(Dropout(1 - 1e-9)(x), torch.zeros(10))
 
 
+def test_per_example_masks_under_vmap() -> None:
+    out = torch.vmap(Dropout(0.5), randomness="different")(torch.ones(3, 64))
+    assert len({tuple(row) for row in out.tolist()}) == 3
+
+
 def test_it_is_seeded_and_is_what_the_network_uses() -> None:
     x = torch.ones(100)
     masks = []

@@ -71,7 +71,7 @@ ALLOWED = {
     "losses": {"energies", "kernels", "losses"},
     "models": {"errors", "models"},
     "data": {"errors", "data"},
-    "training": {"errors", "schema", "recipe", "data", "models", "losses", "training", "_version"},
+    "training": {"errors", "schema", "recipe", "data", "models", "losses", "kernels", "training", "_version"},
     "evaluate": {"errors", "energies", "evaluate"},
     "runs": {"errors", "schema", "recipe", "data", "training", "evaluate", "kernels", "_version"},
     "terminal": {"errors"},

@@ -112,8 +112,8 @@ def mixup(
     >>> p.sum(1)
     tensor([1., 1., 1., 1.])
     """
-    if not 0 < alpha < float("inf"):
-        raise DataError(f"alpha must be a positive number, got {alpha}")
+    if not 1e-6 <= alpha <= 1e6:
+        raise DataError(f"alpha must be a positive number from 1e-6 to 1e6, got {alpha}")
     # On an accelerator reading a label would wait for the device.
     if (
         labels.device.type == "cpu"

@@ -73,13 +73,15 @@ def row_stats(
 
     Arguments:
         x: (N, C) floating point, any strides; N = 0 is allowed. Half precision is summed and returned in float32.
-        y: (N,) int64 in [0, C), needed for `pick`.
+        y: (N,) int64 in [0, C), needed for `pick`. Not checked: elsewhere torch raises its own error, and Triton gives
+            NaN.
         temperature: T > 0, of `lse` alone.
         want: names of the statistics that are used; others may come as None. By default all that y allows.
         backend: auto | torch | triton; by default EBMHYBRID_BACKEND, else auto. See :func:`choose`.
 
     Returns:
-        RowStats(lse, pick, sum, sq), each (N,).
+        RowStats(lse, pick, sum, sq), each (N,). As with torch.logsumexp, the gradient of lse is off by the rounding of
+        max |x| / T.
 
     Raises:
         ValueError: shapes, dtypes or names that do not fit; a backend that cannot be used.

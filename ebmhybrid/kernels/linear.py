@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -45,7 +46,8 @@ def linear_energy(
 
     Cross-entropy is (lse - pick).mean(). Source: the idea of not keeping the logits is that of cut cross-entropy
     (Wijmans et al. 2024). Memory beside inputs and gradients is O(N chunk); the gradient is exact. Second derivatives
-    work, and go through the whole logits. Under autocast the layer computes in autocast's dtype, as nn.Linear does.
+    by autograd go through the whole logits; there is no vmap rule. Under autocast the layer computes in autocast's
+    dtype, as nn.Linear does.
 
     Arguments:
         features: (N, D). weight: (C, D). bias: (C,) or None. All of one floating dtype unless under autocast.
@@ -69,12 +71,12 @@ def linear_energy(
     name, kind = check_backend(backend), features.device.type
     use_triton = name != "torch" and (name == "triton" or features.is_cuda) and triton_as_asked(features, backend)
     chunk = chunk or max(128, CHUNK_ENTRIES // max(1, len(features)))
-    if torch.is_autocast_enabled(kind) and features.dtype != torch.float64:
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) and features.dtype != torch.float64:
         # Cast here, so that forward and backward see the same numbers; float64 autocast leaves alone.
         dtype = torch.get_autocast_dtype(kind)
         features, weight = features.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
-    with torch.autocast(kind, enabled=False):
+    with _no_autocast(kind):
         lse, pick = _Chunked.apply(features, weight, bias, targets, min(chunk, len(weight)), use_triton)
     return LinearEnergy(lse, None if targets is None else pick)
 
@@ -87,11 +89,13 @@ def _check(features: Tensor, weight: Tensor, bias: Tensor | None, targets: Tenso
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias must be ({len(weight)},), got {tuple(bias.shape)}")
     dtypes = {tensor.dtype for tensor in (features, weight, bias) if tensor is not None}
-    mixed = len(dtypes) > 1 and not torch.is_autocast_enabled(features.device.type)
+    kind = features.device.type
+    casting = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) and torch.float64 not in dtypes
+    mixed = len(dtypes) > 1 and not casting
     if mixed or not all(dtype.is_floating_point for dtype in dtypes):
         raise ValueError(f"features, weight and bias must share a floating dtype, got {sorted(map(str, dtypes))}")
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"chunk must be at least 1, got {chunk}")
+    if chunk is not None and not (isinstance(chunk, int) and chunk >= 1):
+        raise ValueError(f"chunk must be an integer >= 1, got {chunk!r}")
     if targets is None:
         return
     if targets.dtype != torch.int64 or targets.shape != features.shape[:1]:
@@ -115,6 +119,10 @@ def _chunks(
             place = targets - start
             here = (place >= 0) & (place < logits.shape[1])
             yield part, logits, here, place.clamp(0, logits.shape[1] - 1)[:, None]
+
+
+def _no_autocast(kind: str) -> AbstractContextManager[object]:
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 class _Chunked(Function):
@@ -144,7 +152,7 @@ class _Chunked(Function):
     def backward(ctx: Any, g_lse: Tensor, g_pick: Tensor) -> tuple[Tensor | None, ...]:
         features, weight, bias, targets, lse = ctx.saved_tensors
         given, wanted = (features, weight, bias, targets), ctx.needs_input_grad[:3]
-        with torch.autocast(features.device.type, enabled=False):  # whatever is on where backward is called
+        with _no_autocast(features.device.type):  # whatever is on where backward is called
             if torch.is_grad_enabled():  # create_graph: the second order goes through the whole logits
                 return *_differentiable_gradient(wanted, *given, g_lse, g_pick), None, None, None
             return *_gradient(wanted, *given, lse, g_lse, g_pick, ctx.chunk), None, None, None

@@ -15,7 +15,7 @@ from ebmhybrid.errors import UsageError, nearest
 BACKENDS = ("auto", "torch", "triton")
 # All read once: Triton itself reads its variable when it is imported, and a traced function must not look things up.
 HAS_TRITON = find_spec("triton") is not None
-BACKEND = os.environ.get("EBMHYBRID_BACKEND", "auto")
+BACKEND = os.environ.get("EBMHYBRID_BACKEND") or "auto"
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)  # the kernels sum in float32: float64 is for torch

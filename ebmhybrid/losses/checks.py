@@ -11,11 +11,16 @@ from ebmhybrid.energies import require_logits
 
 
 def check_options(
-    num_classes: int, weight: float, ce_weight: float, temperature: float, label_smoothing: float
+    num_classes: int, bank_size: int, weight: float, ce_weight: float, temperature: float, label_smoothing: float
 ) -> None:
     """The numbers of an objective of two weighted parts."""
-    if not isinstance(num_classes, int) or num_classes < 1:
-        raise ValueError(f"num_classes must be an integer >= 1, got {num_classes!r}")
+    for name, count in (("num_classes", num_classes), ("bank_size", bank_size)):
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise ValueError(f"{name} must be an integer >= 1, got {count!r}")
+    numbers = {"weight": weight, "ce_weight": ce_weight, "temperature": temperature, "label_smoothing": label_smoothing}
+    for name, number in numbers.items():
+        if not isinstance(number, (int, float)):
+            raise ValueError(f"{name} must be a number, got {number!r}")
     for name, value in (("weight", weight), ("ce_weight", ce_weight)):
         if not (math.isfinite(value) and value >= 0):
             raise ValueError(f"{name} must be a number >= 0, got {value}")

@@ -86,7 +86,7 @@ class HDGELoss(nn.Module):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
-        check_options(num_classes, weight, ce_weight, temperature, label_smoothing)
+        check_options(num_classes, bank_size, weight, ce_weight, temperature, label_smoothing)
         for name, value, choices in (
             ("form", form, get_args(Form)),
             ("negatives", negatives, get_args(Negatives)),

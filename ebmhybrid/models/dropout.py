@@ -9,7 +9,7 @@ LEVELS = 2**16
 
 
 def keep_mask(x: Tensor, p: float) -> Tensor:
-    """Bernoulli(1 - p) for each entry, bool, in x's own memory order, from 16 random bits an entry.
+    """Bernoulli(1 - p), p < 1, for each entry of a dense x, bool, in x's memory order, from 16 random bits an entry.
 
     torch draws a random number an entry, one after the other; four entries share one here. So p is rounded to a
     multiple of 2^-16.
@@ -34,7 +34,8 @@ class Dropout(nn.Dropout):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.p == 0 or x.device.type != "cpu" or torch.compiler.is_compiling():
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._functorch.is_batchedtensor(x)
+        if not self.training or self.p == 0 or x.device.type != "cpu" or traced or self.inplace or x.is_nested:
             return super().forward(x)
         if not (x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))):
             x = x.contiguous()

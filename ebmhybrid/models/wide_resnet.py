@@ -36,13 +36,11 @@ _ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def _activation(name: str, norm: str) -> Callable[[Tensor], Tensor]:
-    """In place where the input is the output of a batch or layer norm, which nothing else reads: that saves a copy.
-
-    So a hook that keeps such a norm layer's output sees it activated.
-    """
-    in_place = norm in ("batch", "layer") and name in ("leaky_relu", "relu")
-    return partial(_ACTIVATIONS[name], inplace=True) if in_place else _ACTIVATIONS[name]
+def _activated(module: Block | WideResNet, norm: nn.Module, x: Tensor) -> Tensor:
+    """activation(norm(x)), in place where nothing but us can hold the norm layer's output: that saves a copy."""
+    out = norm(x)
+    alone = type(norm) in (nn.BatchNorm2d, nn.GroupNorm) and not (norm._forward_hooks or norm._backward_hooks)
+    return module.activation(out, inplace=True) if alone and module.in_place else module.activation(out)
 
 
 class Block(nn.Module):
@@ -50,7 +48,7 @@ class Block(nn.Module):
 
     def __init__(self, channels: int, out_channels: int, stride: int, norm: str, activation: str, dropout: float):
         super().__init__()
-        self.activation = _activation(activation, norm)
+        self.activation, self.in_place = _ACTIVATIONS[activation], activation in ("leaky_relu", "relu")
         self.norm1 = _NORMS[norm](channels)
         self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
         self.dropout = Dropout(dropout)
@@ -60,8 +58,8 @@ class Block(nn.Module):
         self.shortcut = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1, stride=stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.dropout(self.conv1(self.activation(self.norm1(x))))
-        return self.conv2(self.activation(self.norm2(out))) + self.shortcut(x)
+        out = self.dropout(self.conv1(_activated(self, self.norm1, x)))
+        return self.conv2(_activated(self, self.norm2, out)) + self.shortcut(x)
 
 
 class WideResNet(nn.Module):
@@ -106,7 +104,7 @@ class WideResNet(nn.Module):
         _check(depth, width, num_classes, in_channels, norm, activation, dropout)
         self.in_channels, self.num_classes = in_channels, num_classes
         self.normalize = Normalize(in_channels, mean, std)
-        self.activation = _activation(activation, norm)
+        self.activation, self.in_place = _ACTIVATIONS[activation], activation in ("leaky_relu", "relu")
         self.conv = nn.Conv2d(in_channels, 16, 3, padding=1)
         stages, channels = [], 16
         for stage, out_channels in enumerate((16 * width, 32 * width, 64 * width)):
@@ -129,7 +127,7 @@ class WideResNet(nn.Module):
         if images.dim() != 4 or images.shape[1] != self.in_channels or min(images.shape[2:]) < 8:
             raise ValueError(f"images must be (N, {self.in_channels}, H, W) with H, W >= 8, got {tuple(images.shape)}")
         out = self.stages(self.conv(self.normalize(images)))
-        return self.activation(self.norm(out)).mean(dim=(2, 3))
+        return _activated(self, self.norm, out).mean(dim=(2, 3))
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.features(images))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ebmhybrid.data import ImageSet, augment, batches, mixup, reference_images
 from ebmhybrid.errors import EbmhybridError, TrainingError, UsageError
+from ebmhybrid.kernels.support import check_backend
 from ebmhybrid.schema import Recipe
 from ebmhybrid.training import checkpoint
 from ebmhybrid.training.interrupt import Interrupt
@@ -71,6 +72,7 @@ def train(
         recipe = resumed_recipe(Path(resume), overrides or [])
     assert recipe is not None
     where = pick_device(device)
+    check_backend(None)
     if out is not None:
         check_unused(Path(out))  # before anything is fetched
     # Dropout draws from the global generator; forked, so that the caller's stays as it was.
@@ -107,7 +109,8 @@ def _run(parts: Parts, folder: Path, show: bool) -> Run:
     train_set = parts.splits.train.to(parts.device)
     log = RunLog(folder, parts.total_steps, at.step, show)
     log.say(
-        f"{parts.recipe.name}: {len(train_set)} training images, {parts.total_steps} steps, {parts.device}; {folder}"
+        f"{parts.recipe.name}: {len(train_set)} training images, {parts.total_steps} steps, {parts.device}, "
+        f"{str(parts.precision).removeprefix('torch.')}; {folder}"
     )
     try:
         with Interrupt() as interrupt:

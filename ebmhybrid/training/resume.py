@@ -60,7 +60,7 @@ def restore(parts: Parts, folder: Path) -> None:
                 f"{folder}: the run was made on {state['device']}, and {parts.device.type} cannot go on from its "
                 f"random state: take --device {state['device']}"
             )
-        if state["precision"] != str(parts.precision):
+        if state.get("precision", str(parts.precision)) != str(parts.precision):
             raise CheckpointError(
                 f"{folder}: the run computes in {state['precision']}, and training.precision=auto is {parts.precision} "
                 "here; go on where it was made"
