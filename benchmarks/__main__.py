@@ -2,7 +2,7 @@
 
     python -m benchmarks                         # some ten minutes on two cores; `make bench` does the same
     python -m benchmarks --only loss kernel
-    python -m benchmarks --quick --out /tmp/x    # whether they run
+    python -m benchmarks --quick --out DIR       # whether they run
 
 Each runs in a process of its own, so that threads and compiled code of one do not reach the next. One that fails does
 not stop the others, but the exit status is then 1. The tables land in DIR/README.md, the raw times in DIR/*.json.
