@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 import naive
 import pytest
@@ -13,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
-from torch.profiler import ProfilerActivity, profile
 
 import ebmhybrid as eh
+from benchmarks.harness import peak_bytes
 from ebmhybrid.kernels import linear, support
 
 INF, NAN = math.inf, math.nan
@@ -258,20 +256,7 @@ def test_gradient_does_not_depend_on_autocast_where_it_is_asked_for(create_graph
 # Memory
 
 
-def peak(folder: Path, call: Callable[[], object]) -> int:
-    """Bytes of tensor memory in use at most while `call` runs, beyond what there was before."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
-        call()
-    prof.export_chrome_trace(str(folder / "trace.json"))
-    events = json.loads((folder / "trace.json").read_text())["traceEvents"]
-    now = highest = 0
-    for event in sorted((e for e in events if e.get("name") == "[memory]"), key=lambda e: e["ts"]):
-        now += event["args"]["Bytes"]
-        highest = max(highest, now)
-    return highest
-
-
-def test_memory_is_that_of_a_chunk_and_of_the_gradients(tmp_path: Path) -> None:
+def test_memory_is_that_of_a_chunk_and_of_the_gradients() -> None:
     x, w, b, y = (t.detach().float() if t.is_floating_point() else t for t in layer(256, 8, 21841))
     leaves = [t.requires_grad_() for t in (x, w, b)]
     logits = 256 * 21841 * 4
@@ -281,8 +266,8 @@ def test_memory_is_that_of_a_chunk_and_of_the_gradients(tmp_path: Path) -> None:
         lse, pick = function(*leaves, y)
         return torch.autograd.grad((lse - pick).mean(), leaves)
 
-    assert peak(tmp_path, lambda: loss(whole)) > logits
-    ours = peak(tmp_path, lambda: loss(lambda *args: eh.linear_energy(*args, chunk=1024)))
+    assert peak_bytes(lambda: loss(whole)) > logits
+    ours = peak_bytes(lambda: loss(lambda *args: eh.linear_energy(*args, chunk=1024)))
     assert gradients < ours < logits / 4 + gradients
 
 
