@@ -398,3 +398,17 @@ def test_pure_contrast_needs_negatives_and_fill_needs_a_bank() -> None:
         contrastive_loss(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64))
     with pytest.raises(ValueError, match="keeps no bank"):
         eh.HDGELoss(3, negatives="batch").fill_bank(torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"ce_weight": 0.0}, {"normalize": "none"}, {"form": "paper"}, {"label_smoothing": 0.1}, PAPER]
+)
+@pytest.mark.parametrize("classes", [4, 2**19])  # the second takes the operator where there is one
+@pytest.mark.parametrize("wrong", [-100, -1, 2**19])
+def test_a_label_out_of_range_is_named_and_leaves_the_bank(options, classes: int, wrong: int) -> None:
+    """-100 is what torch's cross-entropy passes over, and what an index of another kind takes from the end."""
+    loss = eh.HDGELoss(classes, **{"bank_size": 2, **options})
+    before = {name: value.clone() for name, value in loss.state_dict().items() if isinstance(value, torch.Tensor)}
+    with pytest.raises(ValueError, match=r"labels must lie in \[0, "):
+        loss(torch.zeros(3, classes), torch.tensor([0, wrong, 1]))
+    assert all(torch.equal(before[name], loss.state_dict()[name]) for name in before)

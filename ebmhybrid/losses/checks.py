@@ -33,7 +33,10 @@ def check_options(
 
 
 def check_targets(logits: Tensor, y: Tensor, num_classes: int) -> bool:
-    """Whether the targets are labels, int64 (N,), and not probabilities (N, C); an error if they are neither."""
+    """Whether the targets are labels, int64 (N,), and not probabilities (N, C); an error if they are neither.
+
+    Labels' values are left to :func:`check_labels`.
+    """
     require_logits(logits)
     n, c = logits.shape
     if not isinstance(y, Tensor):
@@ -43,13 +46,21 @@ def check_targets(logits: Tensor, y: Tensor, num_classes: int) -> bool:
     hard = y.dtype == torch.int64 and y.shape == (n,)
     if not hard and not (y.is_floating_point() and y.shape == (n, c)):
         raise ValueError(f"y must be int64 ({n},) or probabilities ({n}, {c}), got {y.dtype} {tuple(y.shape)}")
-    # On an accelerator reading a label would wait for the device; torch's own assert catches it there.
-    if y.device.type != "cpu" or torch.compiler.is_compiling():
+    if hard or not _readable(y):
         return hard
-    if hard:
-        low, high = map(int, y.aminmax())
-        if low < 0 or high >= c:
-            raise ValueError(f"labels must lie in [0, {c - 1}], got [{low}, {high}]")
-    elif not (bool((y >= 0).all()) and bool(((y.float().sum(1) - 1).abs() < 1e-3).all())):
+    if not (bool((y >= 0).all()) and bool(((y.float().sum(1) - 1).abs() < 1e-3).all())):
         raise ValueError("probability targets must be >= 0 and sum to 1 in each row")
     return hard
+
+
+def check_labels(y: Tensor, num_classes: int) -> None:
+    """An error unless every label lies in [0, C), where it can be read for free."""
+    if _readable(y):
+        low, high = map(int, y.aminmax())
+        if low < 0 or high >= num_classes:
+            raise ValueError(f"labels must lie in [0, {num_classes - 1}], got [{low}, {high}]")
+
+
+def _readable(y: Tensor) -> bool:
+    """On an accelerator reading a label would wait for the device; torch's own assert catches it there."""
+    return y.device.type == "cpu" and not torch.compiler.is_compiling()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ebmhybrid.energies import check_logits
 from ebmhybrid.losses.bank import Bank
-from ebmhybrid.losses.checks import check_options, check_targets
+from ebmhybrid.losses.checks import check_labels, check_options, check_targets
 from ebmhybrid.losses.contrastive import (
     Form,
     Normalize,
@@ -130,9 +130,15 @@ class HDGELoss(nn.Module):
         smoothing, with_ce = self.label_smoothing, bool(self.ce_weight) or return_terms
         if bank is not None and self.negatives == "bank" and not smoothing and hard:
             # Of detached negatives and a hard label a row's gradient comes through the score at its label alone.
-            rows = row_terms(logits, y, ce=with_ce, own=self.normalize)
+            try:
+                rows = row_terms(logits, y, ce=with_ce, own=self.normalize)
+            except RuntimeError:  # torch refuses a label out of range; looking at them first costs more
+                check_labels(y, self.num_classes)
+                raise
             contrast = self._against_bank(logits, y, rows, bank)
         else:
+            if hard:  # here torch would pass over a label of -100
+                check_labels(y, self.num_classes)
             rows = row_terms(logits, y, label_smoothing=smoothing, ce=with_ce)
             contrast = self._contrast(check_logits(logits), y, reference)
         mean = contrast.mean()
