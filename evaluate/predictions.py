@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from ebmhybrid.energies import at_least_float32
 from ebmhybrid.errors import EbmhybridError
+
+from .features import captured
 
 Model = Callable[[Tensor], Tensor]
 ImageSet = Iterable[tuple[Tensor, Tensor]]
@@ -26,7 +28,11 @@ _RANGE_SLACK = 1e-6
 
 @dataclass(frozen=True)
 class Predictions:
-    """Logits (N, C) in float64 and labels (N,) in int64 of one set, with what identifies the set."""
+    """Logits (N, C) in float64 and labels (N,) in int64 of one set, with what identifies the set.
+
+    `features` (N, D), float32 or float64 as the model makes them, are the inputs of its last linear layer, None where
+    they were not asked for.
+    """
 
     logits: np.ndarray
     labels: np.ndarray
@@ -34,6 +40,7 @@ class Predictions:
     notes: tuple[str, ...] = ()
     digest: str | None = None
     image_shape: tuple[int, ...] = ()
+    features: np.ndarray | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -176,6 +183,7 @@ def predict(
     name: str | None = None,
     limit: int | None = None,
     labelled: bool = False,
+    features: bool = False,
 ) -> Predictions:
     """Logits of every image of a set: one forward pass in eval mode, without gradients and without autocast.
 
@@ -188,6 +196,7 @@ def predict(
         name: stands in results and messages instead of the set's own name.
         limit: at most so many images, chosen by the set's own `.take`, else the first ones.
         labelled: require labels in [0, C). OOD sets have labels of other classes.
+        features: keep what the model's last linear layer is given too; see :mod:`ebmhybrid.evaluate.features`.
 
     Returns:
         Predictions, logits in float64 in the order of the set.
@@ -205,7 +214,7 @@ def predict(
     labels: list[Tensor] = []
     half = False
     source: Iterable[Any] = batches(data, name, limit, device)
-    with evaluating(model), torch.inference_mode():
+    with evaluating(model), torch.inference_mode(), captured(model, features) as kept:
         for images, targets in progress(source, name) if progress else source:
             with torch.autocast(images.device.type, enabled=False):
                 output = model(images)
@@ -225,6 +234,7 @@ def predict(
         (*_notes(data), *(["logits came in half precision"] if half else [])),
         _digest(data),
         shape,
+        torch.cat(kept).numpy() if features else None,
     )
     if labelled:
         check_labels(merged.labels, merged.logits.shape[1], name)

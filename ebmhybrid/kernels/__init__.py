@@ -90,10 +90,11 @@ def row_stats(
     >>> stats.lse[:1].exp(), stats.pick, stats.sum, stats.sq
     (tensor([2.]), tensor([0., 4.]), tensor([0., 7.]), tensor([ 0., 25.]))
     """
-    if x.dim() != 2 or not x.is_floating_point() or x.shape[1] == 0:
-        raise ValueError(f"x must be floating point (N, C) with C >= 1, got {x.dtype} {tuple(x.shape)}")
-    if y is not None and (y.dtype != torch.int64 or y.shape != x.shape[:1]):
-        raise ValueError(f"y must be int64 ({x.shape[0]},), got {y.dtype} {tuple(y.shape)}")
+    shape = x.shape  # looked up once: for small logits such things are some percent of the whole
+    if len(shape) != 2 or not shape[1] or not x.is_floating_point():
+        raise ValueError(f"x must be floating point (N, C) with C >= 1, got {x.dtype} {tuple(shape)}")
+    if y is not None and (y.dtype != torch.int64 or y.shape != shape[:1]):
+        raise ValueError(f"y must be int64 ({shape[0]},), got {y.dtype} {tuple(y.shape)}")
     if not (temperature > 0 and math.isfinite(temperature)):
         raise ValueError(f"temperature must be a positive number, got {temperature}")
     if want is None:
