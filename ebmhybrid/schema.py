@@ -13,6 +13,29 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 
+# The names that `ebmhybrid.evaluate` knows; a recipe does not import it.
+Score = Literal[
+    "all",
+    "energy",
+    "msp",
+    "max_logit",
+    "joint_energy",
+    "entropy",
+    "gen",
+    "temperature",
+    "hdge",
+    "mahalanobis",
+    "relative_mahalanobis",
+    "knn",
+    "vim",
+    "react",
+    "ash",
+    "scale",
+    "grad_norm",
+    "odin",
+]
+Attack = Literal["fgsm", "pgd", "apgd-ce", "apgd-dlr", "fab", "square", "cw", "aa"]
+
 WIDE_RESNET_KEYS = {"depth", "width", "norm", "activation", "dropout"}
 
 
@@ -196,13 +219,9 @@ class Evaluation(Locked):
     """What `ebmhybrid eval` does for this run when its options are left out."""
 
     ood: list[str] = []
-    scores: Annotated[list[Literal["energy", "msp", "max_logit", "entropy", "grad_norm"]], Field(min_length=1)] = [
-        "energy",
-        "msp",
-        "max_logit",
-        "entropy",
-    ]
-    attacks: list[Literal["fgsm", "pgd"]] = []
+    scores: Annotated[list[Score], Field(min_length=1)] = ["energy", "msp", "max_logit", "entropy"]
+    corruptions: bool = False
+    attacks: list[Attack] = []
     norm: Literal["linf", "l2"] = "linf"
     eps: Positive = 8 / 255
     batch_size: Count = 256
