@@ -3,33 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 
 from ebmhybrid._version import __version__
-from ebmhybrid.terminal import Examples, Number, OneLineErrors, bar, guarded
-
-data_options = [
-    click.option(
-        "--data-dir",
-        default="data",
-        show_default=True,
-        envvar="EBMHYBRID_DATA",
-        show_envvar=True,
-        help="Where data sets lie.",
-    ),
-    click.option("--no-download", is_flag=True, help="Fail rather than fetch a missing data set."),
-    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
-]
-
-
-def with_data_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    for option in reversed(data_options):
-        command = option(command)
-    return command
+from ebmhybrid.cli_eval import evaluate
+from ebmhybrid.terminal import Examples, OneLineErrors, data_options, guarded
 
 
 @click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -37,7 +17,7 @@ def with_data_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def main() -> None:
     """Hybrid energy-based classifiers: train them, and test their calibration, OOD detection and robustness.
 
-    Start with `ebmhybrid train`, then `ebmhybrid eval`.
+    Start with `ebmhybrid train`, then `ebmhybrid eval`; models from elsewhere: `ebmhybrid eval --model` or `--logits`.
     """
 
 
@@ -58,7 +38,7 @@ def main() -> None:
 @click.option("--resume", type=click.Path(), metavar="DIR", help="Go on with this run from its last saved step.")
 @click.option("--print-config", is_flag=True, help="Print the recipe with every default, and stop.")
 @click.option("--quiet", is_flag=True, help="No progress.")
-@with_data_options
+@data_options
 def train(
     overrides: tuple[str, ...],
     recipe: str | None,
@@ -112,88 +92,36 @@ def train(
     guarded(work)
 
 
+main.add_command(evaluate)
+
+
 @main.command(
-    "eval",
     cls=Examples,
     epilog="""
-    ebmhybrid eval --ood svhn
-    ebmhybrid eval runs/mine --ood digits:7-9 --ood noise --score energy --score msp
-    ebmhybrid eval --attack fgsm --attack pgd --eps 8/255 --limit 500
-    ebmhybrid eval runs/mine --json > results.json
+    ebmhybrid compare runs/a runs/b
+    ebmhybrid compare runs/a runs/b/eval/20260101-120000 other/results.json --out comparison
     """,
 )
-@click.argument("run", required=False, type=click.Path())
-@click.option("--ood", multiple=True, metavar="NAME", help="An OOD data set, repeatable.  [default: the recipe's]")
-@click.option(
-    "--score",
-    "scores",
-    multiple=True,
-    metavar="NAME",
-    help="An OOD score, repeatable: energy, msp, max_logit, entropy, grad_norm.",
-)
-@click.option("--calibration/--no-calibration", default=True, show_default=True)
-@click.option("--attack", "attacks", multiple=True, metavar="NAME", help="An attack, repeatable: fgsm, pgd.")
-@click.option(
-    "--eps",
-    type=Number(),
-    help="Attack radius, pixels in [0, 1]; 1/4, 1/2 and 2 times it are run too.  [default: the recipe's, 8/255]",
-)
-@click.option("--norm", type=click.Choice(["linf", "l2"]), help="The attack's norm.  [default: the recipe's, linf]")
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N images of each set.")
-@click.option("--out", type=click.Path(), metavar="DIR", help="Report directory.  [default: RUN/eval/DATE-TIME]")
-@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON instead of a table.")
-@with_data_options
-def evaluate(
-    run: str | None,
-    ood: tuple[str, ...],
-    scores: tuple[str, ...],
-    calibration: bool,
-    attacks: tuple[str, ...],
-    eps: float | None,
-    norm: str | None,
-    limit: int | None,
-    out: str | None,
-    as_json: bool,
-    data_dir: str,
-    no_download: bool,
-    device: str,
-) -> None:
-    """Evaluate a run: accuracy, calibration, OOD detection and robustness, as a table and a report.
+@click.argument("runs", nargs=-1, required=True, metavar="RUN RUN...")
+@click.option("--out", metavar="DIR", help="Where compare.html goes.  [default: runs/compare/DATE-TIME]")
+def compare(runs: tuple[str, ...], out: str | None) -> None:
+    """Compare evaluations: the same figures side by side, as a table and a page.
 
-    RUN is a run directory or a weight file; left out, the newest run under runs/.
+    RUN is a run directory, which stands for its newest evaluation, an evaluation's folder, or its results.json.
     """
-    for name, value in (("RUN", run), ("--out", out)):
-        if value == "":
-            raise click.UsageError(f"{name} is empty")
+    if "" in runs:
+        raise click.UsageError("RUN is empty")
+    if out == "":
+        raise click.UsageError("--out is empty")
 
     def work() -> None:
-        from ebmhybrid.evaluate.files import check_replaceable
-        from ebmhybrid.runs import evaluate_run, evaluation_folder, newest_run
+        from ebmhybrid.evaluate.compare_runs import compare_results
+        from ebmhybrid.training.records import fresh_folder
 
-        chosen = newest_run() if run is None else Path(run)
-        if out is not None:
-            check_replaceable(Path(out).absolute())  # before the work whose results it would lose
-        result = evaluate_run(
-            chosen,
-            ood=ood or None,
-            scores=scores or None,
-            calibration=calibration,
-            attacks=attacks or None,
-            norm=norm,
-            eps=eps,
-            limit=limit,
-            data_dir=data_dir,
-            download=not no_download,
-            device=device,
-            progress=bar,
-        )
-        if not as_json:
-            click.echo(result.table())  # first: should saving fail, the figures are not lost
-        folder = result.save(out or evaluation_folder(chosen))
-        if as_json:
-            click.echo((folder / "results.json").read_text(encoding="utf-8"), nl=False)
-        else:
-            click.echo(f"\nrun: {chosen}\nreport: {folder / 'report.html'}")
+        comparison = compare_results([Path(run) for run in runs])
+        click.echo(comparison.table())
+        page = comparison.save(Path(out) if out else fresh_folder(Path("runs") / "compare"))
+        click.echo(f"\npage: {page}")
 
     guarded(work)
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
 
-from ebmhybrid.data import ImageSet, Splits, load_set
-from ebmhybrid.errors import CheckpointError, DataError, UsageError
+from ebmhybrid.data import Splits
+from ebmhybrid.errors import CheckpointError, DataError
+from ebmhybrid.eval_sets import Source
 from ebmhybrid.evaluate import suite
+from ebmhybrid.measures import choose, measure
 from ebmhybrid.recipe import parse_recipe
 from ebmhybrid.training.checkpoint import find_weights, load_model, weights_digest
 from ebmhybrid.training.engine import pick_device
@@ -39,24 +40,20 @@ def newest_run(root: str | Path = "runs") -> Path:
 def evaluate_run(
     run: str | Path,
     *,
-    ood: Sequence[str] | None = None,
-    scores: Sequence[str] | None = None,
-    calibration: bool = True,
-    attacks: Sequence[str] | None = None,
-    norm: str | None = None,
-    eps: float | None = None,
-    limit: int | None = None,
     data_dir: str | Path = "data",
     download: bool = True,
     device: str = "auto",
+    cache: bool = True,
     progress: suite.Progress | None = None,
+    **measured: Any,
 ) -> suite.SuiteResult:
     """Evaluate a run on its own test split, calibrated on its validation split, against OOD sets by name.
 
     Arguments:
         run: a run directory or a .safetensors file.
-        ood, scores, attacks, norm, eps: None takes what the run's recipe says under `evaluation`.
-        limit: at most so many images of each set.
+        cache: whether predictions are kept in RUN/cache, and interrupted attacks go on from there.
+        measured: what to measure, the fields of :class:`ebmhybrid.measures.Measures`. What is left out or None is what
+            the run's recipe says under `evaluation`, the seed the recipe's.
 
     Raises:
         EbmhybridError: a run, a set or a name that cannot be used.
@@ -64,54 +61,43 @@ def evaluate_run(
     where = pick_device(device)
     # The layout in which convolutions are faster; values differ by rounding alone.
     model = load_model(run, where).to(memory_format=torch.channels_last)
-    weights = find_weights(run)
+    weights, digest = find_weights(run), weights_digest(model)
     metadata: dict[str, Any] = model.metadata  # type: ignore[assignment]
     recipe = parse_recipe(metadata["recipe"], str(weights))
-    defaults = recipe.evaluation
-    names = list(dict.fromkeys(defaults.ood if ood is None else ood))
-    scores = defaults.scores if scores is None else scores
-    attacks = defaults.attacks if attacks is None else attacks
-    if not attacks and (eps is not None or norm is not None):
-        raise UsageError("eps and norm belong to an attack, and none was asked for: add --attack pgd")
-    norm, eps = norm or defaults.norm, defaults.eps if eps is None else eps
-    suite.check(scores, attacks, norm, eps)  # before any data set is fetched
+    # before any data set is fetched
+    measures = choose({"seed": recipe.seed} | measured, recipe.evaluation)
     splits = _splits(recipe, weights, data_dir, download)
     channels, size, _ = metadata["image_shape"]
-
-    def prepared(images: ImageSet) -> ImageSet:
-        return replace(images, batch_size=defaults.batch_size)
-
-    ood_sets = {
-        name: prepared(load_set(name, data_dir=data_dir, download=download, shape=(channels, size, size)))
-        for name in names
-    }
-    return suite.evaluate(
+    return measure(
         model,
-        prepared(splits.test),
-        validation=prepared(splits.validation),
-        ood_sets=ood_sets,
-        scores=scores,
-        calibration=calibration,
-        attacks=attacks,
-        norm=norm,
-        eps=eps,
-        generator=torch.Generator().manual_seed(recipe.seed),
-        limit=limit,
-        progress=progress,
+        splits.test,
+        measures,
+        Source(data_dir, download, (channels, size, size), recipe.evaluation.batch_size),
+        id_name=recipe.data.test or recipe.data.train,
+        weights=digest,
+        cache=home_of(run) / "cache" if cache else None,
+        validation=splits.validation,
+        train=splits.train,
         context={
             "model": recipe.name,
-            "weights": {"path": str(weights), "sha256": weights_digest(model)},
+            "weights": {"path": str(weights), "sha256": digest},
             "config": yaml.safe_load(metadata["recipe"]),
         },
         device=where,
+        progress=progress,
     )
 
 
-def evaluation_folder(run: str | Path) -> Path:
-    """Make the folder of a run's evaluation: <run>/eval/<date-time>, or beside a lone weight file."""
-    run = Path(run)
-    base = run if run.is_dir() else run.parent
-    return fresh_folder((base.parent if base.name == "checkpoints" else base) / "eval")
+def home_of(path: str | Path) -> Path:
+    """The folder that an evaluation's files go to: the run directory, or where a lone file lies."""
+    path = Path(path)
+    base = path if path.is_dir() else path.parent
+    return base.parent if base.name == "checkpoints" else base
+
+
+def evaluation_folder(path: str | Path) -> Path:
+    """Make the folder of an evaluation: <run>/eval/<date-time>, or beside a lone file."""
+    return fresh_folder(home_of(path) / "eval")
 
 
 def _splits(recipe: Recipe, weights: Path, data_dir: str | Path, download: bool) -> Splits:

@@ -1,7 +1,8 @@
-"""How the command line meets a terminal: errors in one line, examples in the help, fractions, a bar."""
+"""How the command line meets a terminal: errors in one line, examples in the help, shared options, numbers, a bar."""
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
@@ -11,6 +12,7 @@ import click
 from ebmhybrid.errors import EbmhybridError, UsageError
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class OneLineErrors(click.Group):
@@ -72,6 +74,50 @@ class Number(click.ParamType):
         if not 0 < number < float("inf"):
             self.fail(f"{value!r} is not a positive number or fraction such as 8/255", param, ctx)
         return number
+
+
+class Numbers(click.ParamType):
+    """A number or several with commas between them, such as 0.485,0.456,0.406."""
+
+    name = "number[,number]..."
+
+    def __init__(self, positive: bool = False) -> None:
+        self.positive = positive
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        try:
+            numbers = tuple(float(part) for part in str(value).split(","))
+        except ValueError:
+            numbers = ()
+        if not numbers or not all(map(math.isfinite, numbers)) or (self.positive and min(numbers) <= 0):
+            kind = "positive numbers" if self.positive else "numbers"
+            self.fail(f"{value!r} is not {kind} such as 0.485,0.456,0.406", param, ctx)
+        return numbers
+
+
+def options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
+    """Several click options as one decorator, shown in this order."""
+
+    def decorate(command: F) -> F:
+        for option in reversed(decorators):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+data_options = options(
+    click.option(
+        "--data-dir",
+        default="data",
+        show_default=True,
+        envvar="EBMHYBRID_DATA",
+        show_envvar=True,
+        help="Where data sets lie.",
+    ),
+    click.option("--no-download", is_flag=True, help="Fail rather than fetch a missing data set."),
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
+)
 
 
 def guarded(work: Callable[[], T]) -> T:

@@ -1,4 +1,4 @@
-"""Evaluation of anything that maps images in [0, 1] to logits: accuracy, OOD detection, calibration, robustness.
+"""Evaluation of anything that maps images in [0, 1] to logits: accuracy, calibration, OOD detection, robustness ...
 
 A *model* is any callable from a batch of images, float (N, C, H, W) in [0, 1], to logits (N, K). A *set* is any
 iterable of (images, labels) batches that can be iterated more than once; it may carry `.name`, `.notes` and
@@ -15,37 +15,69 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import accuracy, calibration, ood, predictions, robustness, scores, suite
+    from . import accuracy, calibration, corruptions, detectors, ood, predictions, robustness, scores, selective, suite
     from .accuracy import evaluate_accuracy
     from .calibration import evaluate_calibration
+    from .corruptions import evaluate_corruptions
+    from .detector_robustness import evaluate_detector_robustness
+    from .from_logits import predictions_of
+    from .on_predictions import evaluate_predictions
     from .ood import evaluate_ood
     from .predictions import predict
     from .robustness import evaluate_robustness
+    from .sanity import sanity_panel
+    from .selective import evaluate_selective
     from .suite import evaluate
 
 _HOME = {
     "evaluate": "suite",
     "evaluate_accuracy": "accuracy",
     "evaluate_calibration": "calibration",
+    "evaluate_corruptions": "corruptions",
+    "evaluate_detector_robustness": "detector_robustness",
     "evaluate_ood": "ood",
+    "evaluate_predictions": "on_predictions",
     "evaluate_robustness": "robustness",
+    "evaluate_selective": "selective",
     "predict": "predictions",
+    "predictions_of": "from_logits",
+    "sanity_panel": "sanity",
 }
-_MODULES = ("accuracy", "calibration", "ood", "predictions", "robustness", "scores", "suite")
+_MODULES = (
+    "accuracy",
+    "calibration",
+    "corruptions",
+    "detectors",
+    "ood",
+    "predictions",
+    "robustness",
+    "scores",
+    "selective",
+    "suite",
+)
 
 __all__ = [
     "accuracy",
     "calibration",
+    "corruptions",
+    "detectors",
     "evaluate",
     "evaluate_accuracy",
     "evaluate_calibration",
+    "evaluate_corruptions",
+    "evaluate_detector_robustness",
     "evaluate_ood",
+    "evaluate_predictions",
     "evaluate_robustness",
+    "evaluate_selective",
     "ood",
     "predict",
     "predictions",
+    "predictions_of",
     "robustness",
+    "sanity_panel",
     "scores",
+    "selective",
     "suite",
 ]
 

@@ -1,41 +1,87 @@
-"""One batch under attack by torchattacks, with its traps closed.
+"""The attacks by name, each on one batch, behind the guards of :mod:`.attack_guards`.
 
-torchattacks 3.5.1 clamps any input into [0, 1] without a word, draws from the global random state, puts a frozen
-BatchNorm back into train mode, prints when a model has no parameter, leaves an L2 step near zero when gradients are
-small, and has cross-entropy only, which saturates. Hence: images are checked by the caller, the random state is forked
-and seeded, modes and flags are restored, the model is wrapped, its logits are kept from saturating, and the result is
-projected again.
+`fgsm`, `pgd`, `apgd-ce`, `apgd-dlr`, `fab` and `square` come from torchattacks, `aa` from pyautoattack, `cw` is ours
+(see :mod:`.carlini_wagner` for why). All are untargeted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ebmhybrid.errors import EbmhybridError
 
-from .predictions import Model, evaluating
+from .attack_guards import forked_rng, guarded, project, seed_of
+from .attacked_model import AttackedModel, Differences, Directions, unsaturated
+from .autoattack import autoattack
+from .carlini_wagner import carlini_wagner
+
+__all__ = [
+    "ATTACKS",
+    "NORMS",
+    "QUERIES",
+    "Attack",
+    "AttackedModel",
+    "attack_batch",
+    "forked_rng",
+    "guarded",
+    "project",
+    "seed_of",
+    "step_size",
+    "unsaturated",
+]
 
 NORMS = ("linf", "l2")
+QUERIES = 5000  # of Square, as in AutoAttack
 
-# torchattacks adds this to a gradient's L2 norm; its own 1e-10 shortens the steps on confident images
-_TINY = 1e-30
-_WIDEST_GAP = 30.0
-_DELTA_SLACK = 1e-6
+_OFFICIAL = {"linf": "Linf", "l2": "L2"}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What one attack on one batch is told; `queries` are Square's, `notes` takes what an attack has to say."""
+
+    norm: str
+    eps: float
+    steps: int
+    restarts: int
+    seed: int
+    notes: list[str]
+
+
+Run = Callable[[AttackedModel, Tensor, Tensor, Spec], Tensor]
 
 
 @dataclass(frozen=True)
 class Attack:
-    """How to build an attack: build(target, norm, eps, steps) -> callable (images, labels) -> adversarial images."""
+    """One attack: how it runs, and what it is defined for.
 
-    build: Callable[[nn.Module, str, float, int], Any]
-    iterative: bool
+    Attributes:
+        run: run(target, images, labels, spec) -> adversarial images, which need not be inside the ball yet.
+        length: what says how long it runs: "steps", "queries", or a fixed number of steps.
+        restarts: whether further random starts make sense.
+        restarts_itself: whether `run` makes the restarts, having another rule for the first start.
+        norms: where it is defined.
+        classes: how many the model needs at least.
+        gradients: whether it needs the gradient by the image.
+        official: whether it is a composition that must not be changed: no averaging, no second try in float64.
+    """
+
+    run: Run
+    length: str | int = "steps"
+    restarts: bool = True
+    restarts_itself: bool = False
+    norms: tuple[str, ...] = NORMS
+    classes: int = 2
+    gradients: bool = True
+    official: bool = False
+
+    def steps(self, steps: int, queries: int) -> int:
+        """How many steps or queries one start takes."""
+        return self.length if isinstance(self.length, int) else {"steps": steps, "queries": queries}[self.length]
 
 
 def step_size(eps: float, steps: int) -> float:
@@ -47,134 +93,106 @@ def step_size(eps: float, steps: int) -> float:
     return max(eps / 4, 2.5 * eps / steps)
 
 
-def _fgsm(target: nn.Module, norm: str, eps: float, steps: int) -> Any:
+def _call(attack: Any, images: Tensor, labels: Tensor) -> Tensor:
+    attack.set_device(images.device)
+    adversarial: Tensor = attack(images, labels)
+    return adversarial
+
+
+def _fgsm(target: AttackedModel, images: Tensor, labels: Tensor, spec: Spec) -> Tensor:
     """One step of length eps along the gradient's sign (Goodfellow et al. 2015), in L2 along the gradient itself."""
     import torchattacks
 
-    if norm == "linf":
-        return torchattacks.FGSM(target, eps=eps)
-    return torchattacks.PGDL2(target, eps=eps, alpha=eps, steps=1, random_start=False, eps_for_division=_TINY)
+    model = Directions(target)
+    if spec.norm == "linf":
+        return _call(torchattacks.FGSM(model, eps=spec.eps), images, labels)
+    single = torchattacks.PGDL2(model, eps=spec.eps, alpha=spec.eps, steps=1, random_start=False)
+    return _call(single, images, labels)
 
 
-def _pgd(target: nn.Module, norm: str, eps: float, steps: int) -> Any:
-    """Projected gradient ascent from a random start in the ball (Madry et al. 2018)."""
+def _pgd(target: AttackedModel, images: Tensor, labels: Tensor, spec: Spec) -> Tensor:
+    """Projected gradient ascent on the cross-entropy from a random start in the ball (Madry et al. 2018)."""
     import torchattacks
 
-    alpha = step_size(eps, steps)
-    if norm == "linf":
-        return torchattacks.PGD(target, eps=eps, alpha=alpha, steps=steps, random_start=True)
-    return torchattacks.PGDL2(target, eps=eps, alpha=alpha, steps=steps, random_start=True, eps_for_division=_TINY)
+    make = torchattacks.PGD if spec.norm == "linf" else torchattacks.PGDL2
+    alpha = step_size(spec.eps, spec.steps)
+    return _call(make(Directions(target), eps=spec.eps, alpha=alpha, steps=spec.steps), images, labels)
 
 
-ATTACKS: dict[str, Attack] = {"fgsm": Attack(_fgsm, iterative=False), "pgd": Attack(_pgd, iterative=True)}
+def _apgd(loss: str) -> Run:
+    """PGD with momentum and a step size that adapts itself, on the cross-entropy or the DLR (Croce and Hein 2020)."""
+
+    def run(target: AttackedModel, images: Tensor, labels: Tensor, spec: Spec) -> Tensor:
+        import torchattacks
+
+        norm = _OFFICIAL[spec.norm]
+        model = Directions(target)
+        attack = torchattacks.APGD(model, norm, spec.eps, steps=spec.steps, seed=spec.seed, loss=loss)
+        return _call(attack, images, labels)
+
+    return run
 
 
-def unsaturated(logits: Tensor) -> Tensor:
-    """Logits in float64 whose two largest are at most 30 apart, an image's logits being scaled where they are not.
+def _fab(target: AttackedModel, images: Tensor, labels: Tensor, spec: Spec) -> Tensor:
+    """Steps to the linearised decision boundary, for the smallest perturbation (Croce and Hein 2020, FAB)."""
+    import torchattacks
 
-    The gradient of the cross-entropy at the label's logit is p - 1: exactly 0 in float32 beyond a gap of 17, in float64
-    beyond 37. An attack that cannot see the slope reports robustness that is not there. The scale is a constant of the
-    image: decisions stay, and below a gap of 30 so does the loss.
-
-    >>> unsaturated(torch.tensor([[300.0, 0.0], [9.0, 0.0]]))
-    tensor([[30.,  0.],
-            [ 9.,  0.]], dtype=torch.float64)
-    """
-    logits = logits.double()
-    if logits.shape[1] < 2:
-        return logits
-    top = logits.detach().topk(2, dim=1).values
-    return logits / ((top[:, :1] - top[:, 1:]) / _WIDEST_GAP).clamp_min(1)
+    norm, steps, restarts = _OFFICIAL[spec.norm], spec.steps, spec.restarts
+    attack = torchattacks.FAB(Differences(target), norm, spec.eps, steps=steps, n_restarts=restarts, seed=spec.seed)
+    return _call(attack, images.float(), labels)
 
 
-class AttackedModel(nn.Module):
-    """A model as torchattacks wants it: a Module with a parameter, logits that do not saturate, no autocast."""
+def _square(target: AttackedModel, images: Tensor, labels: Tensor, spec: Spec) -> Tensor:
+    """Random squares, kept where the margin falls; no gradients (Andriushchenko et al. 2020)."""
+    import torchattacks
 
-    def __init__(self, model: Model, device: torch.device | str | None) -> None:
-        super().__init__()
-        # torchattacks reads the device off the first parameter
-        self.device_marker = nn.Parameter(torch.empty(0, device=device), requires_grad=False)
-        # in a list, so that torchattacks' eval() and train() do not reach the model's modules
-        self._model: list[Model] = [model]
-        self.training = False
-
-    def forward(self, images: Tensor) -> Tensor:
-        with torch.autocast(images.device.type, enabled=False):
-            logits = self._model[0](images)
-        return unsaturated(logits) if isinstance(logits, Tensor) and logits.dim() == 2 else logits
-
-    def zero_gradients(self, images: Tensor, labels: Tensor) -> int:
-        """How many images have a cross-entropy gradient of exactly 0, or a ValueError where there is no gradient."""
-        with torch.enable_grad():
-            inputs = images.detach().clone().requires_grad_(True)
-            logits = self(inputs)
-            if not logits.requires_grad:
-                raise EbmhybridError("attacks need a model whose logits can be differentiated by the image")
-            (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(logits, labels, reduction="sum"), inputs)
-        return int((gradient.flatten(1) == 0).all(dim=1).sum())
+    height, width = images.shape[2:]
+    if spec.norm == "l2" and (height < 5 or height != width):
+        raise EbmhybridError(f"square in l2 needs square images of at least 5 x 5 pixels, got {height} x {width}")
+    attack = torchattacks.Square(target, _OFFICIAL[spec.norm], spec.eps, n_queries=spec.steps, seed=spec.seed)
+    return _call(attack, images, labels)
 
 
-@contextmanager
-def guarded(model: Model) -> Iterator[None]:
-    """Eval mode and grad enabled inside; modes and requires_grad flags as before afterwards, also after an error."""
-    parameters = list(model.parameters()) if isinstance(model, nn.Module) else []
-    flags = [parameter.requires_grad for parameter in parameters]
-    try:
-        with evaluating(model), torch.inference_mode(False), torch.enable_grad():
-            yield
-    finally:
-        for parameter, flag in zip(parameters, flags, strict=True):
-            parameter.requires_grad_(flag)
+def _cw(target: AttackedModel, images: Tensor, labels: Tensor, spec: Spec) -> Tensor:
+    return carlini_wagner(target, images, labels, spec.eps, spec.steps)
 
 
-def seed_of(*parts: int) -> int:
-    """One seed of several numbers, so that each batch and restart draws its own and no other row matters."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
+def _aa(target: AttackedModel, images: Tensor, labels: Tensor, spec: Spec) -> Tensor:
+    return autoattack(target, images, labels, spec.norm, spec.eps, spec.seed, spec.notes)
 
 
-@contextmanager
-def forked_rng(seed: int, device: torch.device) -> Iterator[None]:
-    """The global random state of the CPU and of the device seeded inside, and as before afterwards.
-
-    torch.manual_seed is not used: it seeds every CUDA device, of which only one is restored.
-    """
-    cuda = device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if cuda else []):
-        torch.default_generator.manual_seed(seed)
-        if cuda:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        yield
-
-
-def project(adversarial: Tensor, images: Tensor, norm: str, eps: float) -> tuple[Tensor, float]:
-    """(adversarial images inside the ball and the box, largest |delta|_p), computed in float64.
-
-    Raises:
-        RuntimeError: the result still breaks |delta|_p <= eps + 1e-6 or leaves [0, 1], NaN included.
-    """
-    centre = images.double()
-    delta = adversarial.detach().double() - centre
-    if norm == "linf":
-        delta = delta.clamp(-eps, eps)
-    else:
-        length = delta.flatten(1).norm(dim=1).clamp_min(1e-300).reshape(-1, 1, 1, 1)
-        delta = delta * (eps / length).clamp_max(1)
-    moved = (centre + delta).clamp(0, 1).to(images.dtype)
-    order = torch.inf if norm == "linf" else 2
-    size = (moved.double() - centre).flatten(1).norm(p=order, dim=1).max().item()
-    inside = bool(((moved >= 0) & (moved <= 1)).all())
-    if not (inside and size <= eps + _DELTA_SLACK):
-        raise RuntimeError(f"attack left its limits: |delta|_{norm} = {size}, eps = {eps}, pixels in [0, 1]: {inside}")
-    return moved, size
+ATTACKS: dict[str, Attack] = {
+    "fgsm": Attack(_fgsm, length=1, restarts=False),
+    "pgd": Attack(_pgd),
+    "apgd-ce": Attack(_apgd("ce")),
+    "apgd-dlr": Attack(_apgd("dlr"), classes=3),
+    "fab": Attack(_fab, restarts_itself=True),
+    "square": Attack(_square, length="queries", gradients=False),
+    "cw": Attack(_cw, restarts=False, norms=("l2",)),
+    "aa": Attack(_aa, length=100, restarts=False, official=True),
+}
 
 
 def attack_batch(
-    target: AttackedModel, images: Tensor, labels: Tensor, spec: dict[str, Any], seed: int
+    target: AttackedModel,
+    images: Tensor,
+    labels: Tensor,
+    spec: Mapping[str, Any],
+    seed: int,
+    notes: list[str] | None = None,
 ) -> tuple[Tensor, float]:
-    """Adversarial images of one batch and the largest |delta|_p; spec has attack, norm, eps and steps."""
-    attack = ATTACKS[spec["attack"]].build(target, spec["norm"], spec["eps"], spec["steps"])
-    attack.set_device(images.device)
+    """Adversarial images of one batch, detached, and the largest |delta|_p.
+
+    Arguments:
+        images: (N, C, H, W) in [0, 1], which the target is right on.
+        spec: attack, norm, eps, steps (queries for Square), and restarts for FAB.
+        notes: takes what the attack says about the model.
+
+    Raises:
+        RuntimeError: the attack's images are not numbers.
+    """
+    attack = ATTACKS[spec["attack"]]
+    told = Spec(spec["norm"], spec["eps"], spec["steps"], spec.get("restarts", 1), seed, [] if notes is None else notes)
     with forked_rng(seed, images.device):
-        adversarial = attack(images, labels)
-    return project(adversarial, images, spec["norm"], spec["eps"])
+        adversarial = attack.run(target, images, labels, told)
+    return project(adversarial, images, told.norm, told.eps)

@@ -1,8 +1,7 @@
-"""What surrounds a calibration figure: its interval, its floor, the temperature that mends it, a second opinion."""
+"""What surrounds a calibration figure: its interval, its floor, a second opinion. For any metric, one call a draw."""
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable
 
@@ -16,13 +15,10 @@ from .calibration_metrics import (
     bin_index,
     binned_gap,
     check_probabilities,
-    check_targets,
-    nll_of_logits,
     top_class,
 )
 
 Metric = Callable[[Array, Array, int], float]
-_LOG_T_BOUNDS = (math.log(0.01), math.log(100.0))
 
 
 def bootstrap_interval(
@@ -89,40 +85,6 @@ def perfect_model_ece(
     return float(np.mean([binned_gap(confidence, outcome.astype(np.float64), bins) for outcome in draws]))
 
 
-def fit_temperature(logits: Array, labels: Array) -> float:
-    """Temperature T in [0.01, 100] that minimises the NLL of softmax(logits / T) (Guo et al. 2017).
-
-    Bounded search on log T in float64. The NLL is convex in 1/T, so there is one minimum; it lies towards a
-    bound when every image is right (T small) or the logits mislead (T = 100). T > 0 leaves every argmax as it is.
-
-    Arguments:
-        logits: (N, C) on held-out data, not on the test set; not probabilities.
-        labels: (N,) integers in [0, C).
-
-    Raises:
-        ValueError: logits that are not finite (N, C), or labels that do not fit.
-
-    >>> logits = np.log([[0.75, 0.25]] * 4)
-    >>> round(fit_temperature(3 * logits, np.array([0, 0, 0, 1])), 4)
-    3.0
-    """
-    values = as_numpy(logits).astype(np.float64)
-    if values.ndim != 2 or values.size == 0 or not np.isfinite(values).all():
-        raise EbmhybridError(f"logits must be finite of shape (N, C) with N, C >= 1, got shape {values.shape}")
-    targets = check_targets(labels, values)
-    if values.shape[1] == 1:
-        return 1.0
-    from scipy.optimize import minimize_scalar
-
-    found = minimize_scalar(
-        lambda log_t: nll_of_logits(values / math.exp(log_t), targets),
-        bounds=_LOG_T_BOUNDS,
-        method="bounded",
-        options={"xatol": 1e-8},
-    )
-    return math.exp(float(found.x))
-
-
 def perfect_model_value(
     metric: Metric, probabilities: Array, bins: int = 15, n: int = 50, rng: np.random.Generator | None = None
 ) -> float:
@@ -138,13 +100,6 @@ def perfect_model_value(
     edges = values.cumsum(axis=1)[:, :-1]
     draws = ((rng.random((len(values), 1)) >= edges).sum(axis=1) for _ in range(n))
     return float(np.mean([metric(values, labels, bins) for labels in draws]))
-
-
-def unidentified(logits: Array, labels: Array, temperature: float) -> bool:
-    """Whether a fitted temperature is no optimum: at a bound of the search the NLL is no worse than there."""
-    values, targets = as_numpy(logits).astype(np.float64), as_numpy(labels)
-    reached = nll_of_logits(values / temperature, targets)
-    return any(nll_of_logits(values / math.exp(bound), targets) <= reached + 1e-9 for bound in _LOG_T_BOUNDS)
 
 
 def netcal_ece(probabilities: Array, labels: Array, bins: int = 15) -> float | None:

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from .calibration_metrics import ReliabilityBins
-from .tables import in_255, shortened
+from .formats import in_255, shortened
 
 if TYPE_CHECKING:
-    from .calibration import CalibrationResult
     from .ood import OODResult
 
 BLUE, ORANGE, GREEN, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"
@@ -86,9 +86,8 @@ def draw_reliability(axes: Axes, table: ReliabilityBins, title: str) -> None:
 
 def draw_histogram(axes: Axes, inside: np.ndarray, outside: np.ndarray, score: str, names: tuple[str, str]) -> None:
     """Densities of a score on the ID and the OOD set over common bins; +-inf are left out."""
+    edges = histogram_edges(inside, outside)
     sides = [values[np.isfinite(values)] for values in (inside, outside)]
-    both = np.concatenate(sides) if any(len(side) for side in sides) else np.zeros(1)
-    edges = np.linspace(both.min(), max(both.max(), both.min() + 1e-9), 41).tolist()
     for values, side, name, colour, dash in zip(sides, ("ID", "OOD"), names, (BLUE, ORANGE), ("-", "--"), strict=True):
         axes.hist(values, edges, density=True, histtype="stepfilled", color=colour, alpha=0.3)
         axes.hist(
@@ -106,6 +105,13 @@ def draw_histogram(axes: Axes, inside: np.ndarray, outside: np.ndarray, score: s
         xlabel=SCORE_LABELS.get(score, score), ylabel="density", title=f"{_plain(names[0])} and {_plain(names[1])}"
     )
     _legend_below(axes, 1)
+
+
+def histogram_edges(inside: np.ndarray, outside: np.ndarray) -> list[float]:
+    """The edges of 40 common bins of equal width over all finite scores."""
+    both = np.concatenate([values[np.isfinite(values)] for values in (inside, outside)])
+    low, high = (both.min(), both.max()) if len(both) else (0.0, 0.0)
+    return np.linspace(low, max(high, low + max(1e-9, 1e-12 * abs(low))), 41).tolist()
 
 
 def draw_roc(axes: Axes, scores: Mapping[str, tuple[np.ndarray, np.ndarray]], names: tuple[str, str]) -> None:
@@ -135,8 +141,11 @@ def draw_robustness(axes: Axes, rows: Iterable[Mapping[str, Any]]) -> None:
         line = sorted([*clean, *(row for row in attacked if row["attack"] == attack)], key=lambda row: row["eps"])
         x, y = [row["eps"] for row in line], np.array([row["robust_accuracy"] for row in line])
         low, high = (np.array([row[key] for row in line]) for key in ("robust_low", "robust_high"))
-        label = f"{attack}, {line[-1]['steps']} step{'s' * (line[-1]['steps'] > 1)}"
+        steps = line[-1].get("steps")
+        label = attack if steps is None else f"{attack}, {steps} step{'s' * (steps > 1)}"
         style: Any = {"color": COLOURS[i % 5], "linestyle": DASHES[i % 5], "label": label}
+        if attack == "worst":
+            style |= {"color": "#222222", "linestyle": "-", "label": "worst case of all"}
         # rounding can put a bound of 0 or 1 a hair inside the estimate
         errors = np.clip([y - low, high - y], 0, None)
         axes.errorbar(x, y, yerr=errors, marker="o", markersize=4, capsize=3, linewidth=1.6, **style)
@@ -169,21 +178,6 @@ def reliability_figure(table: ReliabilityBins, title: str) -> Figure:
     figure, axes = _grid(1, 1)
     draw_reliability(axes[0, 0], table, title)
     return figure
-
-
-@mpl.rc_context(_STYLE)
-def reliability_overview(result: CalibrationResult) -> Figure:
-    """A reliability diagram for each variant, side by side."""
-    figure, axes = _grid(1, len(result.diagrams))
-    for panel, row in zip(axes[0], result.rows, strict=True):
-        draw_reliability(panel, result.diagrams[row["variant"]], reliability_title(row))
-    return figure
-
-
-def reliability_title(row: Mapping[str, Any]) -> str:
-    """What was done and the ECE it has."""
-    variant = "as trained" if row["variant"] == "raw" else f"temperature {row['temperature']:.3g}"
-    return f"{variant}: ECE {row['ece_15']:.4f}, n = {row['n']:,}"
 
 
 @mpl.rc_context(_STYLE)
@@ -226,6 +220,7 @@ def to_svg(figure: Figure, prefix: str) -> str:
     """The figure as SVG with text as text, and ids that start with `prefix` so that several fit in one page."""
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": prefix, "font.family": "sans-serif"}):
         buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        # not savefig, which draws once more before, for the layout that drawing does by itself
+        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
     svg = re.sub(r'\bid="', f'id="{prefix}-', buffer.getvalue())
     return re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}-", svg)

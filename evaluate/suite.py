@@ -1,87 +1,32 @@
-"""The whole evaluation in one call: one forward pass over each set serves every figure that logits give."""
+"""The whole evaluation in one call: one forward pass over each set serves every figure that logits or features give."""
 
 from __future__ import annotations
 
-import math
-import platform
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from .accuracy import AccuracyResult, accuracy_of
-from .calibration import CalibrationResult, calibration_of
-from .ood import OODResult, compare, scores_of
+from .asked import Attacks, check, detector_to_attack, names_of
+from .cache import PredictionCache
+from .corruption_kinds import SEVERITIES, check_severities
+from .corruptions import Sets, evaluate_corruptions
+from .detector_robustness import evaluate_detector_robustness
+from .detectors import check_scores, needs_of
+from .features import head_of
+from .on_predictions import evaluate_predictions, of_predictions
 from .predictions import ImageSet, Model, Predictions, Progress, predict
-from .robustness import RobustnessResult, check_attacks, evaluate_robustness
-from .scores import check_scores
-from .tables import long_rows, text_table
+from .results import SuiteResult, package_versions
+from .robustness import evaluate_robustness
+from .sanity import sanity_panel
+from .scores import MODEL_SCORES, model_score
 
-SCHEMA_VERSION = "1"
-CURVE = (0.25, 0.5, 1.0, 2.0)  # of eps
-_PACKAGES = ("ebmhybrid", "torch", "numpy", "scipy", "scikit-learn", "torchattacks", "netcal")
+__all__ = ["Progress", "SuiteResult", "check", "evaluate", "evaluate_predictions"]
 
-
-@dataclass(frozen=True)
-class SuiteResult:
-    """All results of one model, the parts that were not asked for being None.
-
-    Attributes:
-        sets: role ("test", "validation", "ood"), name, n, notes and digest of each set.
-        settings: what was asked for: scores, attacks, norm, eps, steps, restarts, limit.
-        context: what the caller knows: the recipe under "config", the model's name, the weights' hash.
-        test_scores: score -> float64 (N,) on the test set, also without OOD sets.
-    """
-
-    accuracy: AccuracyResult
-    calibration: CalibrationResult | None
-    ood: OODResult | None
-    robustness: RobustnessResult | None
-    sets: tuple[dict[str, Any], ...]
-    settings: Mapping[str, Any]
-    context: Mapping[str, Any]
-    versions: Mapping[str, str | None]
-    test_scores: Mapping[str, np.ndarray] = field(repr=False)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Everything but raw scores, as `results.json` holds it."""
-        parts = {
-            "accuracy": self.accuracy,
-            "calibration": self.calibration,
-            "ood": self.ood,
-            "robustness": self.robustness,
-        }
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "context": dict(self.context),
-            "settings": dict(self.settings),
-            "sets": [dict(row) for row in self.sets],
-            "versions": dict(self.versions),
-            **{name: None if part is None else part.as_dict() for name, part in parts.items()},
-        }
-
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        """A long table, one figure a row: section, set, name, metric, value, low, high, n, n_ood."""
-        return long_rows(self)
-
-    def table(self) -> str:
-        """The main figures as plain text for a terminal."""
-        return text_table(self)
-
-    def save(self, folder: str | Path) -> Path:
-        """Write results.json, results.csv, report.html, figures/*.svg and scores.npz, all or nothing.
-
-        Raises:
-            EbmhybridError: the folder cannot be written, or holds anything but an earlier evaluation.
-        """
-        from .files import save
-
-        return save(self, Path(folder))
+PANEL_IMAGES = 200
 
 
 def evaluate(
@@ -89,11 +34,11 @@ def evaluate(
     test_set: ImageSet,
     validation: ImageSet | None = None,
     ood_sets: Mapping[str, ImageSet] | None = None,
-    scores: Iterable[str] = ("energy", "msp"),
+    scores: str | Iterable[str] = ("energy", "msp"),
     calibration: bool = True,
-    attacks: Iterable[str] = (),
+    attacks: str | Iterable[str] = (),
     norm: str = "linf",
-    eps: float = 8 / 255,
+    eps: float | Sequence[float] = 8 / 255,
     steps: int = 20,
     restarts: int = 1,
     generator: torch.Generator | None = None,
@@ -101,21 +46,42 @@ def evaluate(
     progress: Progress | None = None,
     context: Mapping[str, Any] | None = None,
     device: torch.device | str | None = None,
+    *,
+    train_set: ImageSet | None = None,
+    groups: Mapping[str, str] | None = None,
+    corruptions: bool = False,
+    corruption_sets: Sets | None = None,
+    severities: Sequence[int] = SEVERITIES,
+    eot: int = 1,
+    sanity: bool | None = None,
+    attack_detector: bool = False,
+    cache: PredictionCache | None = None,
+    journal: Path | None = None,
 ) -> SuiteResult:
-    """Accuracy, calibration, OOD detection and robustness of a model.
+    """Accuracy, calibration, selective classification, OOD detection and, where asked for, corruptions and attacks.
 
     Arguments:
         model: images in [0, 1] -> logits (N, C).
         test_set: labelled test images of the distribution trained on.
-        validation: labelled held-out images for the temperature; None leaves temperature scaling out.
+        validation: labelled held-out images for temperature, vector scaling and isotonic regression; None leaves
+            them out.
         ood_sets: name -> set, for OOD detection.
-        scores: OOD scores, names of `scores.SCORES` and `scores.MODEL_SCORES`.
+        scores: OOD scores by name, see `detectors.check_scores`, or "all" that the other arguments suffice for.
         calibration: whether to measure calibration.
-        attacks: names of `attacks.ATTACKS`, each at eps / 4, eps / 2, eps and 2 eps; none by default, they are slow.
-        norm, eps, steps, restarts, generator: see :func:`ebmhybrid.evaluate.evaluate_robustness`.
+        attacks: names of `attacks.ATTACKS`; none by default, they are slow.
+        norm, steps, restarts, eot, generator: see :func:`ebmhybrid.evaluate.evaluate_robustness`.
+        eps: one radius, run at a quarter, half, once and twice its value, or several, run as they are.
         limit: at most so many images of each set; every n says what was used.
         progress: progress(batches, text) -> batches, to show a bar.
         context: JSON-able facts for the report; `context["config"]` is the recipe, `context["model"]` a title.
+        train_set: labelled images trained on, without augmentation, for the detectors that are fitted on them.
+        groups: OOD set -> "near" or "far".
+        corruptions, corruption_sets, severities: whether to corrupt the test images, from which files instead, and
+            how far; see :func:`ebmhybrid.evaluate.evaluate_corruptions`.
+        sanity: signs of masked gradients; None is where an attack runs.
+        attack_detector: attack the first of the scores that can be, too.
+        cache: keeps predictions for the next evaluation.
+        journal: a file from which an interrupted attack goes on.
 
     Raises:
         ValueError: what the parts raise; unknown names and radii are refused before any forward pass.
@@ -124,90 +90,101 @@ def evaluate(
     >>> evaluate(lambda images: images.flatten(1), data).accuracy.rows[0]["n"]
     30
     """
-    attacks = names_of(attacks)
-    names = check(scores, attacks, norm, eps, steps, restarts)
+    asked = names_of(scores)
+    attack = Attacks(names_of(attacks), norm, eps, steps, restarts, eot)
+    given = {"train": train_set, "validation": validation, "images": True} | dict.fromkeys(_of_head(model), True)
+    names = check_scores(asked, [need for need, value in given.items() if value is not None])
+    target = detector_to_attack(names, attack, bool(ood_sets)) if attack_detector else None
+    check_severities(severities)
+    needs, look = needs_of(names), predict if cache is None else cache.predict
+    options: dict[str, Any] = {"limit": limit, "features": "features" in needs}
 
-    def look(data: ImageSet, name: str | None = None, labelled: bool = True) -> Predictions:
-        return predict(model, data, device, progress, name=name, limit=limit, labelled=labelled)
+    def seen(data: ImageSet, name: str | None = None, labelled: bool = True) -> Predictions:
+        return look(model, data, device, progress, name=name, labelled=labelled, **options)
 
-    def score(predictions: Predictions, data: ImageSet) -> dict[str, np.ndarray]:
-        return scores_of(predictions, names, model, data, device, progress)
+    def by_images(data: ImageSet, name: str) -> dict[str, np.ndarray]:
+        wanted = [score for score in names if score in MODEL_SCORES]
+        return {score: model_score(model, data, score, device, progress, name=name, limit=limit) for score in wanted}
 
-    test = look(test_set)
-    test_scores = score(test, test_set)
-    held_out = look(validation) if calibration and validation is not None else None
-    sets, ood_scores = [_described("test", test)], {}
-    sets += [_described("validation", held_out)] if held_out else []
-    for name, data in (ood_sets or {}).items():
-        stranger = look(data, str(name), labelled=False)
-        ood_scores[str(name)] = score(stranger, data)
-        sets.append(_described("ood", stranger))
-    robust = None
-    if attacks:
-        widest = 1.0 if norm == "linf" else math.sqrt(math.prod(test.image_shape))
-        robust = evaluate_robustness(
+    test = seen(test_set)
+    fitting = validation is not None and (calibration or "validation" in needs)
+    strangers = {str(name): seen(data, str(name), labelled=False) for name, data in (ood_sets or {}).items()}
+    result = of_predictions(
+        test,
+        seen(validation) if fitting and validation is not None else None,
+        seen(train_set) if train_set is not None and "train" in needs else None,
+        strangers,
+        head_of(model) if "head" in needs else None,
+        asked,
+        test_images=by_images(test_set, test.name),
+        ood_images={str(name): by_images(data, str(name)) for name, data in (ood_sets or {}).items()},
+        calibration=calibration,
+        groups=groups,
+    )
+    common: dict[str, Any] = {"device": device, "progress": progress}
+    if corruptions:
+        result["corruptions"] = evaluate_corruptions(
             model,
             test_set,
-            attacks,
+            None,
+            severities,
+            temperature=_temperature(result),
+            sets=corruption_sets,
+            clean=test,
+            limit=limit,
+            **common,
+        )
+    common |= {"generator": generator}
+    if attack.names:
+        robustness = evaluate_robustness(
+            model,
+            test_set,
+            attack.names,
             norm,
-            _curve(eps, widest),
+            attack.radii(test.image_shape),
             steps,
             restarts,
-            generator,
             limit=limit,
-            device=device,
-            progress=progress,
+            eot=eot,
+            journal=journal,
+            weights=None if cache is None else cache.weights,
+            **common,
         )
-    settings = {"scores": list(names), "calibration": calibration, "attacks": list(attacks), "limit": limit}
+        result["robustness"] = robustness
+        if sanity is not False:
+            few = min(limit or PANEL_IMAGES, PANEL_IMAGES)
+            panel = sanity_panel(model, test_set, norm, attack.main, limit=few, robustness=robustness, **common)
+            result["sanity"] = panel
+    if target is not None:
+        result["detector_robustness"] = evaluate_detector_robustness(
+            model,
+            test_set,
+            ood_sets or {},
+            target,
+            norm,
+            attack.main,
+            steps,
+            restarts,
+            limit=limit,
+            **common,
+        )
+    settings = {"scores": list(result["test_scores"]), "calibration": calibration, "limit": limit}
+    settings |= {"corruptions": corruptions, "severities": list(severities) if corruptions else []}
     return SuiteResult(
-        accuracy=accuracy_of(test),
-        calibration=calibration_of(test, held_out) if calibration else None,
-        ood=compare(test.name, test_scores, ood_scores) if ood_scores else None,
-        robustness=robust,
-        sets=tuple(sets),
-        settings=settings | {"norm": norm, "eps": eps, "steps": steps, "restarts": restarts},
+        settings=settings | attack.settings() | {"attack_detector": target},
         context=dict(context or {}),
         versions=package_versions(),
-        test_scores=test_scores,
+        **result,
     )
 
 
-def names_of(names: str | Iterable[str]) -> tuple[str, ...]:
-    """One name, or several."""
-    return (names,) if isinstance(names, str) else tuple(names)
+def _of_head(model: Model) -> tuple[str, ...]:
+    """What a model that ends in a linear layer has besides its logits."""
+    linear = isinstance(model, nn.Module) and any(isinstance(module, nn.Linear) for module in model.modules())
+    return ("features", "head") if linear else ()
 
 
-def check(
-    scores: Iterable[str], attacks: Iterable[str], norm: str, eps: float, steps: int = 20, restarts: int = 1
-) -> tuple[str, ...]:
-    """Refuse unknown names and radii before any work; returns the scores without repetition."""
-    if attacks := names_of(attacks):
-        check_attacks(attacks, norm, eps, steps, restarts)
-    return check_scores(scores)
-
-
-def _curve(eps: float, widest: float) -> list[float]:
-    """eps / 4, eps / 2, eps and 2 eps, the last one left out where the ball would be wider than the box of images."""
-    return [eps * factor for factor in CURVE if factor <= 1 or eps * factor <= widest]
-
-
-def _described(role: str, predictions: Predictions) -> dict[str, Any]:
-    """What identifies a set in a report."""
-    return {
-        "role": role,
-        "name": predictions.name,
-        "n": len(predictions),
-        "notes": list(predictions.notes),
-        "digest": predictions.digest,
-    }
-
-
-def package_versions() -> dict[str, str | None]:
-    """Versions of Python and of the packages that figures depend on, None for one that is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found
+def _temperature(result: Mapping[str, Any]) -> float | None:
+    """The temperature that calibration found, if it looked for one."""
+    rows = result["calibration"].rows if result["calibration"] else ()
+    return next((row["temperature"] for row in rows if row["variant"] == "temperature"), None)

@@ -2,114 +2,123 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .formats import in_255 as in_255  # importable from here as well, where it once stood
+from .formats import percent as percent
+from .formats import shortened as shortened
 from .ood import METRICS
+from .sections import lines_as_text
 
 if TYPE_CHECKING:
     from .suite import SuiteResult
 
+Row = Mapping[str, Any]
 COLUMNS = ("section", "set", "name", "metric", "value", "low", "high", "n", "n_ood")
-_CALIBRATION = (
-    "temperature",
-    "nll",
-    "brier",
-    "ece_15",
-    "ece_15_perfect",
-    "equal_mass_ece_15",
-    "classwise_ece_15",
-    "mce_15",
-    "ece_20",
-    "netcal_ece_15",
-)
 
 
-def _long(section: str, row: Mapping[str, Any], name: str, metrics: Iterable[str]) -> list[dict[str, Any]]:
-    """One long row for each metric of a wide row; bounds where the wide row has `<metric>_low` and `_high`."""
-    return [
-        {
-            "section": section,
-            "set": row["set"],
-            "name": name,
-            "metric": metric,
-            "value": row[metric],
-            "low": row.get(f"{metric}_low"),
-            "high": row.get(f"{metric}_high"),
-            "n": row["n"],
-            "n_ood": row.get("n_ood"),
-        }
-        for metric in metrics
-    ]
+@dataclass(frozen=True)
+class _Shape:
+    """How a section's wide rows become long: the key of the set, what a row is called, its metrics and its bounds."""
+
+    name: Callable[[Row], str]
+    metrics: tuple[str, ...]
+    set_key: str = "set"
+    n_key: str = "n"
+    bounds: tuple[str, str] | None = None  # keys of the first metric's interval, where not <metric>_low and _high
+
+
+def _attack(row: Row) -> str:
+    """An attack with its settings; the worst case of several has none of its own."""
+    settings = f"{row['attack']} {row['norm']} eps={row['eps']:.6g}"
+    parts = (f"{key}={row[key]}" for key in ("steps", "restarts", "eot") if row.get(key) is not None)
+    return " ".join((settings, *parts))
+
+
+def _corruption(row: Row) -> str:
+    severity = row.get("severity")
+    return str(row.get("corruption")) + ("" if severity is None else f" severity={severity}")
+
+
+SHAPES: dict[str, _Shape] = {
+    "accuracy": _Shape(lambda row: "model", ("accuracy", "nll", "brier")),
+    "calibration": _Shape(
+        lambda row: str(row["variant"]),
+        (
+            *("temperature", "accuracy", "nll", "brier", "ece_15", "ece_15_perfect", "smooth_ece"),
+            *("equal_mass_ece_15", "classwise_ece_15", "mce_15", "ece_20", "netcal_ece_15"),
+        ),
+    ),
+    "selective": _Shape(
+        lambda row: str(row["score"]),
+        ("aurc", "e_aurc", "augrc", "risk_at_80", "risk_at_90", "risk_at_95", "coverage_at_1"),
+    ),
+    "ood": _Shape(lambda row: str(row["score"]), tuple(METRICS), "ood_set", "n_id"),
+    "corruptions": _Shape(_corruption, ("accuracy", "nll", "ece_15", "ece_15_scaled")),
+    "robustness": _Shape(
+        _attack,
+        ("robust_accuracy", "max_delta", "zero_gradients", "seconds"),
+        bounds=("robust_low", "robust_high"),
+    ),
+    "refined": _Shape(
+        lambda row: f"{row['inference']} {_attack(row)}",
+        ("robust_accuracy", "max_delta", "seconds"),
+        bounds=("robust_low", "robust_high"),
+    ),
+    "detector_robustness": _Shape(
+        lambda row: f"{row['score']} {row['norm']} eps={row['eps']:.6g} attacked={row['attacked']}",
+        tuple(METRICS),
+        "ood_set",
+        "n_id",
+    ),
+    "sanity": _Shape(lambda row: str(row["check"]), ("passed", "value")),
+}
 
 
 def long_rows(result: SuiteResult) -> list[dict[str, Any]]:
-    """One figure a row, the same columns for all sections; None where a column says nothing about a figure."""
+    """One figure a row, the same columns for all sections; None where a column says nothing about a figure.
+
+    The sanity panel's verdicts appear as the metric `passed`: 1, 0 for a warning, None for one that is neither.
+    """
+    parts = {name: part.rows for name in SHAPES if (part := getattr(result, name, None)) is not None}
+    return long_of(parts)
+
+
+def long_of(parts: Mapping[str, Iterable[Row]]) -> list[dict[str, Any]]:
+    """:func:`long_rows` of section -> wide rows, as `results.json` holds them."""
+    test = next(iter(parts.get("accuracy", ())), {})
+    usual = {key: test.get(key) for key in ("set", "n")}  # what rows that name no set are about
     rows: list[dict[str, Any]] = []
-    for row in result.accuracy.rows:
-        rows += _long("accuracy", row, "model", ("accuracy", "nll", "brier"))
-    for row in result.calibration.rows if result.calibration else ():
-        rows += _long("calibration", row, row["variant"], _CALIBRATION)
-    for row in result.ood.rows if result.ood else ():
-        rows += _long("ood", row | {"set": row["ood_set"], "n": row["n_id"]}, row["score"], METRICS)
-    for row in result.robustness.rows if result.robustness else ():
-        bounds = {"robust_accuracy_low": row["robust_low"], "robust_accuracy_high": row["robust_high"]}
-        name = f"{row['attack']} {row['norm']} eps={row['eps']:.6g} steps={row['steps']} restarts={row['restarts']}"
-        rows += _long("robustness", row | bounds, name, ("robust_accuracy", "max_delta", "zero_gradients", "seconds"))
+    for section, shape in SHAPES.items():
+        for row in parts.get(section, ()):
+            rows += _long(section, shape, usual | _with_verdict(row))
+    return rows
+
+
+def _with_verdict(row: Row) -> dict[str, Any]:
+    """The row, with a check's verdict as a number."""
+    passed = {"passed": {"pass": 1, "warn": 0}.get(row["status"])} if "status" in row else {}
+    return dict(row) | passed
+
+
+def _long(section: str, shape: _Shape, row: Row) -> list[dict[str, Any]]:
+    """One long row for each metric that a wide row has; bounds where it has `<metric>_low` and `_high`."""
+    rows = []
+    for metric in shape.metrics:
+        if metric in row:
+            low, high = f"{metric}_low", f"{metric}_high"
+            if shape.bounds and metric == shape.metrics[0]:
+                low, high = shape.bounds
+            figure = {"metric": metric, "value": row[metric], "low": row.get(low), "high": row.get(high)}
+            sizes = {"n": row.get(shape.n_key, row.get("n")), "n_ood": row.get("n_ood")}
+            rows.append({"section": section, "set": row.get(shape.set_key), "name": shape.name(row)} | figure | sizes)
     return rows
 
 
 def text_table(result: SuiteResult) -> str:
-    """Accuracy, ECE, AUROC a set and score, robust accuracy: a line each, with interval and n."""
-    lines: list[tuple[str, str, str]] = []
-    row = result.accuracy.rows[0]
-    lines.append(("accuracy", percent(row["accuracy"], row["accuracy_low"], row["accuracy_high"]), f"n={row['n']}"))
-    for row in result.calibration.rows if result.calibration else ():
-        name = "ECE-15" if row["variant"] == "raw" else f"ECE-15 at T={row['temperature']:.3g}"
-        value = f"{row['ece_15']:.4f} [{row['ece_15_low']:.4f}, {row['ece_15_high']:.4f}]"
-        note = f"perfect model {row['ece_15_perfect']:.4f}, NLL {row['nll']:.4f}, n={row['n']}"
-        # Without an error on the validation images any smaller T lowers their NLL: the fit says nothing.
-        lines.append((name, value, note + (", T not identified" if row["temperature_unidentified"] else "")))
-    of_set: dict[str, list[Mapping[str, Any]]] = {}
-    for row in result.ood.rows if result.ood else ():
-        of_set.setdefault(row["ood_set"], []).append(row)
-    for name, rows in of_set.items():
-        value = "  ".join(f"{row['score']} {row['auroc']:.4f}" for row in rows)
-        lines.append((f"OOD AUROC {shortened(name)}", value, f"n={rows[0]['n_id']} and {rows[0]['n_ood']}"))
-    for row in result.robustness.rows if result.robustness else ():
-        if row["attack"] != "none":
-            blind = f", no gradient for {row['zero_gradients']}" if row["zero_gradients"] else ""
-            value = percent(row["robust_accuracy"], row["robust_low"], row["robust_high"])
-            lines.append((f"{row['attack']} {row['norm']} {in_255(row['eps'])}", value, f"n={row['n']}{blind}"))
-    widths = [max(len(line[column]) for line in lines) for column in (0, 1)]
-    return "\n".join(f"{name:<{widths[0]}}  {value:<{widths[1]}}  {note}" for name, value, note in lines)
+    """The main figures, a line each, with interval and n."""
+    from .report_sections import sections_of
 
-
-def shortened(name: str, width: int = 28) -> str:
-    """A long name with its middle left out.
-
-    >>> shortened("npz:/data/sets/a.npz", 12)
-    'npz:...a.npz'
-    """
-    keep = (width - 3) // 2
-    return name if len(name) <= width else f"{name[:keep]}...{name[-(width - keep - 3) :]}"
-
-
-def percent(value: float, low: float, high: float) -> str:
-    """A share with its interval in percent.
-
-    >>> percent(0.5, 0.25, 0.75)
-    '50.00 % [25.00, 75.00]'
-    """
-    return f"{100 * value:.2f} % [{100 * low:.2f}, {100 * high:.2f}]"
-
-
-def in_255(eps: float) -> str:
-    """eps in units of 1/255 where that is short, otherwise as a decimal.
-
-    >>> in_255(8 / 255), in_255(0.3)
-    ('8/255', '0.3')
-    """
-    steps = eps * 255
-    short = 0 < steps <= 64 and abs(4 * steps - round(4 * steps)) < 1e-6
-    return f"{steps:g}/255" if short else f"{eps:.4g}"
+    return lines_as_text(line for section in sections_of(result) for line in section.lines)

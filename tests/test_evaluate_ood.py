@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Callable
 
 import naive_metrics as naive
 import numpy as np
 import pytest
 import torch
 
-from ebmhybrid.evaluate import evaluate_ood, ood, scores
+from ebmhybrid.evaluate import bootstrap, evaluate_ood, files, ood, scores
 
 ORACLES = {
     "auroc": naive.auroc,
@@ -44,6 +46,43 @@ def test_metric_is_its_definition(metric: str, kind: str) -> None:
     inside, outside = _sides(kind)
     expected = ORACLES[metric](inside.tolist(), outside.tolist())
     assert ood.METRICS[metric](inside, outside) == pytest.approx(expected, abs=1e-12)
+
+
+def _sklearn(metric: str, is_id: np.ndarray, scores: np.ndarray) -> float:
+    """The metric as scikit-learn computes it from labels and scores."""
+    from sklearn import metrics
+
+    positive, values = (is_id, scores) if metric in ("auroc", "aupr_in", "fpr95_id_positive") else (~is_id, -scores)
+    if metric == "auroc":
+        return float(metrics.roc_auc_score(positive, values))
+    if metric.startswith("aupr"):
+        return float(metrics.average_precision_score(positive, values))
+    false_positive, true_positive, _ = metrics.roc_curve(positive, values, drop_intermediate=False)
+    return float(false_positive[np.argmax(true_positive >= 0.95)])
+
+
+@pytest.mark.parametrize("metric", list(ORACLES))
+@pytest.mark.parametrize("kind", ["plain", "ties", "inf", "one id", "one ood", "all equal", "reversed", "large"])
+def test_metric_is_scikit_learns(metric: str, kind: str) -> None:
+    inside, outside = _sides(kind)
+    if kind == "large":
+        rng = np.random.default_rng(5)
+        inside, outside = rng.normal(1, 1, 4000).round(2), rng.normal(0, 2, 7000).round(2)
+    finite = np.nan_to_num(np.concatenate([inside, outside]), posinf=99, neginf=-99)  # scikit-learn refuses infinities
+    expected = _sklearn(metric, np.arange(len(finite)) < len(inside), finite)
+    assert ood.METRICS[metric](inside, outside) == pytest.approx(expected, abs=1e-12)
+
+
+def test_laws_of_the_metrics() -> None:
+    for kind in ("plain", "ties", "inf"):
+        inside, outside = _sides(kind)
+        assert ood.auroc(inside, outside) == pytest.approx(1 - ood.auroc(outside, inside), abs=1e-12)
+        assert ood.auroc(inside, outside) == pytest.approx(ood.auroc(-outside, -inside), abs=1e-12)
+        assert ood.aupr_out(inside, outside) == pytest.approx(ood.aupr_in(-outside, -inside), abs=1e-12)
+        assert ood.fpr95_ood_positive(inside, outside) == ood.fpr95_id_positive(-outside, -inside)
+        for metric in ood.METRICS.values():
+            assert metric(np.arctan(inside), np.arctan(outside)) == metric(inside, outside)
+            assert metric(inside[::-1], np.random.default_rng(0).permutation(outside)) == metric(inside, outside)
 
 
 @pytest.mark.parametrize("n", [19, 20, 21, 40, 100])
@@ -179,3 +218,233 @@ def test_unknown_scores_and_missing_sets_are_named() -> None:
         evaluate_ood(_model, _data(3, 1.0, 3), {"none": []})
     with pytest.raises(ValueError, match="no score"):
         evaluate_ood(_model, _data(3, 1.0, 3), {"dark": _data(3, 0.5, 3)}, [])
+
+
+def test_curve_without_thinning_is_every_cut_between_scores() -> None:
+    inside, outside = _sides("ties")
+    found = ood.curve(inside, outside, points=1000)
+    assert found.threshold.tolist() == [np.inf, *sorted({*inside, *outside}, reverse=True)]
+    for row, threshold in zip(found.rows, found.threshold, strict=True):
+        hits, alarms = sum(i >= threshold for i in inside), sum(o >= threshold for o in outside)
+        assert row["id_accepted"] == pytest.approx(hits / 60)
+        assert row["ood_accepted"] == pytest.approx(alarms / 45)
+        assert row["precision_in"] == pytest.approx(hits / (hits + alarms) if hits + alarms else 1)
+        left = 105 - hits - alarms
+        assert row["precision_out"] == pytest.approx((45 - alarms) / left if left else 1)
+    assert np.trapezoid(found.id_accepted, found.ood_accepted) == pytest.approx(ood.auroc(inside, outside))
+    steps = np.diff(found.id_accepted) @ found.precision_in[1:]
+    assert steps == pytest.approx(ood.aupr_in(inside, outside))
+
+
+def test_curve_of_precision_and_recall_is_scikit_learns() -> None:
+    from sklearn.metrics import precision_recall_curve
+
+    inside, outside = _sides("plain")
+    found = ood.curve(inside, outside, points=1000)
+    both, is_id = np.concatenate([inside, outside]), np.arange(105) < 60
+    precision, recall, _ = precision_recall_curve(is_id, both)
+    np.testing.assert_allclose(found.precision_in, precision[::-1])
+    np.testing.assert_allclose(found.id_accepted, recall[::-1])
+    precision, recall, _ = precision_recall_curve(~is_id, -both)
+    np.testing.assert_allclose(found.precision_out, precision)
+    np.testing.assert_allclose(1 - found.ood_accepted, recall, atol=1e-12)
+
+
+def test_thinned_curve_is_a_part_of_the_whole_one_without_gaps() -> None:
+    rng = np.random.default_rng(1)
+    inside, outside = rng.normal(2, 1, 3000), np.append(rng.normal(0, 1, 6000), np.full(1000, 0.5))
+    whole = {tuple(row.values()) for row in ood.curve(inside, outside, points=10**6).rows}
+    thin = ood.curve(inside, outside)
+    assert len(thin.rows) <= 300 < len(whole)
+    assert {tuple(row.values()) for row in thin.rows} <= whole
+    assert (thin.id_accepted[0], thin.ood_accepted[0], thin.rows[0]["threshold"]) == (0, 0, None)
+    assert (thin.id_accepted[-1], thin.ood_accepted[-1], thin.precision_in[-1]) == (1, 1, 0.3)
+    gaps = np.diff(thin.id_accepted) + np.diff(thin.ood_accepted)
+    assert (np.sort(gaps)[:-1] <= 2 / 299 + 1 / 3000 + 1e-12).all()
+    assert 1 / 7 <= gaps.max() <= 1 / 7 + 2 / 299  # the thousand equal scores are one step
+    assert np.trapezoid(thin.id_accepted, thin.ood_accepted) == pytest.approx(ood.auroc(inside, outside), abs=1e-3)
+
+
+def test_curve_with_infinities_one_score_and_two_points() -> None:
+    inside, outside = _sides("inf")
+    found = ood.curve(inside, outside)
+    assert found.id_accepted[1] == 5 / 60  # the five at +inf, under a threshold of their own
+    assert found.ood_accepted[1] == 3 / 45
+    alone = ood.curve(np.ones(7), np.ones(5))
+    assert (alone.id_accepted.tolist(), alone.ood_accepted.tolist()) == ([0, 1], [0, 1])
+    assert len(ood.curve(*_sides("plain"), points=2).rows) == 2
+    with pytest.raises(ValueError, match="points must be at least 2, got 1"):
+        ood.curve(inside, outside, points=1)
+
+
+def _many(seed: int = 0, n: int = 40) -> tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]:
+    """Two scores, one of them with many ties, on an ID set and three OOD sets of different sizes."""
+    rng = np.random.default_rng(seed)
+
+    def both(mean: float, n: int) -> dict[str, np.ndarray]:
+        return {"energy": rng.normal(mean, 1, n), "msp": rng.normal(mean, 1, n).round()}
+
+    return both(2, n), {"a": both(1.5, 25), "b": both(0, 70), "c": both(0.5, 40)}
+
+
+@pytest.mark.parametrize("score", ["energy", "msp"])
+def test_bootstrap_draws_are_the_metrics_of_resampled_images(score: str) -> None:
+    inside, outside = _many()
+    draws = bootstrap.bootstrap_draws(inside, outside, 30)
+    of_id, of_b = np.random.default_rng(0), np.random.default_rng([1, ord("b")])
+    for draw in draws["b"][score]:
+        chosen, others = of_id.integers(40, size=40), of_b.integers(70, size=70)
+        sides = inside[score][chosen].tolist(), outside["b"][score][others].tolist()
+        assert draw.tolist() == pytest.approx([ORACLES[metric](*sides) for metric in bootstrap.RESAMPLED], abs=1e-12)
+
+
+def test_bootstrap_takes_infinities() -> None:
+    inside, outside = _sides("inf")
+    draws = bootstrap.bootstrap_draws({"x": inside}, {"set": {"x": outside}}, 20)
+    finite = bootstrap.bootstrap_draws({"x": np.clip(inside, -99, 99)}, {"set": {"x": np.clip(outside, -99, 99)}}, 20)
+    assert np.array_equal(draws["set"]["x"], finite["set"]["x"])
+    above = bootstrap.bootstrap_draws({"x": np.zeros(3)}, {"set": {"x": np.full(2, np.inf)}}, 2)
+    assert above["set"]["x"].tolist() == [[0, 1, 1]] * 2
+
+
+def test_draws_of_a_set_do_not_depend_on_other_sets_or_scores() -> None:
+    inside, outside = _many()
+    whole = bootstrap.bootstrap_draws(inside, outside, 20)
+    alone = bootstrap.bootstrap_draws({"msp": inside["msp"]}, {"b": {"msp": outside["b"]["msp"]}}, 20)
+    assert np.array_equal(whole["b"]["msp"], alone["b"]["msp"])
+    twice = bootstrap.bootstrap_draws(inside, {"a": outside["b"], "b": outside["b"]}, 20)
+    assert not np.array_equal(twice["a"]["msp"], twice["b"]["msp"])
+
+
+def _delong(inside: np.ndarray, outside: list[np.ndarray]) -> float:
+    """Standard error of the mean AUROC over sets that share their ID side (DeLong et al. 1988)."""
+    wins = [(inside[:, None] > o).astype(float) + (inside[:, None] == o) / 2 for o in outside]
+    shared = np.mean([w.mean(1) for w in wins], axis=0).var(ddof=1) / len(inside)
+    return math.sqrt(shared + sum(w.mean(0).var(ddof=1) / w.shape[1] for w in wins) / len(wins) ** 2)
+
+
+def test_intervals_are_as_wide_as_delong_says_and_means_share_their_id_side() -> None:
+    rng = np.random.default_rng(2)
+    inside = {"energy": rng.normal(1.2, 1, 200)}
+    outside = {name: {"energy": rng.normal(0, 1, 1000)} for name in "abc"}
+    result = ood.compare("id", inside, outside)
+    arrays = [outside[name]["energy"] for name in "abc"]
+    for row, sets in zip(result.rows, [[a] for a in arrays] + [arrays], strict=True):
+        width = (row["auroc_high"] - row["auroc_low"]) / (2 * 1.96)
+        assert width == pytest.approx(_delong(inside["energy"], sets), rel=0.08)
+        assert row["auroc_low"] < row["auroc"] < row["auroc_high"]
+    widths = [row["auroc_high"] - row["auroc_low"] for row in result.rows]
+    assert widths[3] > 0.8 * np.mean(widths[:3])  # of independent sets it would be 1 / sqrt(3) = 0.58
+
+
+@pytest.mark.parametrize("metric", ["auroc", "fpr95_id_positive", "fpr95_ood_positive"])
+def test_bounds_are_quantiles_of_the_draws(metric: str) -> None:
+    inside, outside = _many()
+    result = ood.compare("id", inside, outside, resamples=50, level=0.8)
+    draws = bootstrap.bootstrap_draws(inside, outside, 50)
+    k = list(bootstrap.RESAMPLED).index(metric)
+    expected = {name: draws[name]["energy"][:, k] for name in "abc"}
+    expected[ood.MACRO_MEAN] = (expected["a"] + expected["b"] + expected["c"]) / 3
+    for row in result.rows[:4]:
+        bounds = row[f"{metric}_low"], row[f"{metric}_high"]
+        assert bounds == pytest.approx(tuple(np.quantile(expected[row["ood_set"]], [0.1, 0.9])))
+
+
+def test_perfect_separation_has_no_spread() -> None:
+    row = ood.compare("id", {"x": np.arange(9.0)}, {"set": {"x": np.arange(5.0) - 9}}, resamples=20).rows[0]
+    assert (row["auroc_low"], row["auroc_high"]) == (1, 1)
+    assert (row["fpr95_id_positive_high"], row["fpr95_ood_positive_high"]) == (0, 0)
+
+
+def test_groups_have_means_of_their_own() -> None:
+    inside, outside = _many()
+    result = ood.compare("id", inside, outside, {"a": "near", "b": "far", "c": "far"}, resamples=50)
+    rows = {(row["score"], row["ood_set"]): row for row in result.rows}
+    assert [row["ood_set"] for row in result.rows] == 2 * ["a", "b", "c", "near mean", "far mean", "macro mean"]
+    assert [row["group"] for row in result.rows[:6]] == ["near", "far", "far", "near", "far", None]
+    assert [row.get("n_sets") for row in result.rows[:6]] == [None, None, None, 1, 2, 3]
+    assert [row["n_ood"] for row in result.rows[:6]] == [25, 70, 40, 25, 110, 135]
+    for score in inside:
+        for metric in ood.METRICS:
+            a, b, c = (rows[score, name][metric] for name in "abc")
+            assert rows[score, "far mean"][metric] == pytest.approx((b + c) / 2)
+            assert rows[score, "macro mean"][metric] == pytest.approx((a + b + c) / 3)
+            assert result.mean(score, metric, "far") == pytest.approx((b + c) / 2)
+            assert result.mean(score, metric) == pytest.approx((a + b + c) / 3)
+        for key in ("auroc", "auroc_low", "fpr95_ood_positive_high"):
+            assert rows[score, "near mean"][key] == rows[score, "a"][key]
+
+
+def test_a_set_without_a_group_counts_in_the_macro_mean_alone() -> None:
+    result = ood.compare("id", *_many(), {"a": "near"}, resamples=5)
+    assert [row["ood_set"] for row in result.rows[:5]] == ["a", "b", "c", "near mean", "macro mean"]
+    assert [row["group"] for row in result.rows[:5]] == ["near", None, None, "near", None]
+
+
+def test_one_set_has_no_macro_mean() -> None:
+    inside, outside = _many()
+    assert len(ood.compare("id", inside, {"a": outside["a"]}, resamples=2).rows) == 2
+    rows = ood.compare("id", inside, {"a": outside["a"]}, {"a": "far"}, resamples=2).rows
+    assert [row["ood_set"] for row in rows] == 2 * ["a", "far mean"]
+
+
+def test_intervals_can_be_left_out() -> None:
+    inside, outside = _many()
+    plain, whole = ood.compare("id", inside, outside, resamples=0), ood.compare("id", inside, outside, resamples=5)
+    assert not [key for row in plain.rows for key in row if key.endswith(("_low", "_high"))]
+    for row, full in zip(plain.rows, whole.rows, strict=True):
+        assert row == {key: full[key] for key in row}
+
+
+def test_a_result_says_how_its_intervals_were_made_in_plain_json() -> None:
+    result = ood.compare("id", *_many(), {"a": "near"}, resamples=5, level=0.9)
+    content = json.loads(json.dumps(result.as_dict(), allow_nan=False))
+    assert content["interval"] == {"method": "percentile bootstrap", "resamples": 5, "level": 0.9}
+    assert content["rows"] == list(result.rows)
+    curves = result.curves(points=20)
+    assert {name: list(of_set) for name, of_set in curves.items()} == {name: ["energy", "msp"] for name in "abc"}
+    assert curves["a"]["msp"].rows == ood.curve(result.id_scores["msp"], result.ood_scores["a"]["msp"], 20).rows
+    assert files.dumps(curves["a"]["energy"].rows)
+
+
+def test_evaluate_ood_passes_groups_on() -> None:
+    sets = {"dark": _data(20, 0.3, 7), "dim": _data(40, 0.8, 7, seed=1)}
+    result = evaluate_ood(_model, _data(30, 1.0, 7), sets, ["energy"], groups={"dark": "far"}, resamples=7, level=0.5)
+    assert [row["ood_set"] for row in result.rows] == ["dark", "dim", "far mean", "macro mean"]
+    assert (result.resamples, result.level) == (7, 0.5)
+
+
+Change = Callable[[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]], object]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"groups": {"a": "nears"}}, "set 'a': unknown group 'nears', did you mean 'near'"),
+        ({"groups": {"z": "near"}}, "groups name the set 'z', valid: a, b, c"),
+        ({"resamples": -1}, "resamples must be at least 1, got -1"),
+        ({"level": 1.0}, r"level must lie in \(0, 1\), got 1.0"),
+    ],
+)
+def test_wrong_arguments_of_a_comparison_are_named(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ood.compare("id", *_many(), **{"resamples": 2} | arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda inside, outside: outside["b"].pop("msp"), r"set 'b': has scores \['energy'\], the ID set"),
+        (lambda inside, outside: inside.update(msp=np.ones(3)), "id_scores must be of the same images for every score"),
+        (
+            lambda inside, outside: outside["a"].update(msp=np.ones(3)),
+            r"ood_scores of 'a' must be of the same .*'msp': 3",
+        ),
+        (lambda inside, outside: outside["c"].update(msp=np.full(40, np.nan)), "ood_scores of 'c': 'msp' hold 40 NaN"),
+    ],
+)
+def test_scores_that_do_not_fit_are_named(change: Change, message: str) -> None:
+    inside, outside = _many()
+    change(inside, outside)
+    with pytest.raises(ValueError, match=message):
+        ood.compare("id", inside, outside, resamples=2)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from ebmhybrid.evaluate import attacks, evaluate_robustness, robustness
+from ebmhybrid.evaluate import attacks, evaluate_robustness, robust_cells, robustness
 
 BOTH = pytest.mark.parametrize("norm", ["linf", "l2"])
 
@@ -96,13 +96,13 @@ def test_vanished_gradients_are_counted() -> None:
 
 def test_only_right_images_are_attacked_and_shares_are_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
     model, images, attacked_images = Linear(), _grey(), []
-    original = robustness.attack_batch
+    original = robust_cells.attack_batch
 
     def spy(target: Any, images: torch.Tensor, *rest: Any) -> Any:
         attacked_images.append(len(images))
         return original(target, images, *rest)
 
-    monkeypatch.setattr(robustness, "attack_batch", spy)
+    monkeypatch.setattr(robust_cells, "attack_batch", spy)
     data = [(x, torch.where(torch.arange(len(y)) % 4 == 0, 1 - y, y)) for x, y in _labelled(model, images)]
     clean, attacked = evaluate_robustness(model, data, ["fgsm"], eps=1e-6).rows
     assert sum(attacked_images) == 30
@@ -116,10 +116,10 @@ def test_rows_of_a_curve_equal_rows_asked_alone_and_fall_with_eps() -> None:
     data = _labelled(model, images)
     radii = [0.001, 0.01, 0.05]
     curve = evaluate_robustness(model, data, ["fgsm", "pgd"], eps=radii).rows
-    assert [(row["attack"], row["eps"]) for row in curve[1:]] == [(a, e) for a in ("fgsm", "pgd") for e in radii]
+    assert [(row["attack"], row["eps"]) for row in curve[1:]] == [(a, e) for a in ("fgsm", "pgd", "worst") for e in radii]
     alone = evaluate_robustness(model, data, ["pgd"], eps=0.01).rows[1]
     assert {k: v for k, v in alone.items() if k != "seconds"} == {k: v for k, v in curve[5].items() if k != "seconds"}
-    accuracies = [row["robust_accuracy"] for row in curve[4:]]
+    accuracies = [row["robust_accuracy"] for row in curve[4:7]]
     assert accuracies == sorted(accuracies, reverse=True)
     assert accuracies[0] > accuracies[-1]
 
@@ -164,13 +164,13 @@ def test_random_starts_follow_the_generator_and_nothing_else() -> None:
 
 def test_restarts_can_only_lower_the_accuracy_and_use_new_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     seeds: list[int] = []
-    original = robustness.attack_batch
+    original = robust_cells.attack_batch
 
-    def spy(target: Any, images: torch.Tensor, labels: torch.Tensor, spec: Any, seed: int) -> Any:
+    def spy(target: Any, images: torch.Tensor, labels: torch.Tensor, spec: Any, seed: int, notes: Any) -> Any:
         seeds.append(seed)
-        return original(target, images, labels, spec, seed)
+        return original(target, images, labels, spec, seed, notes)
 
-    monkeypatch.setattr(robustness, "attack_batch", spy)
+    monkeypatch.setattr(robust_cells, "attack_batch", spy)
     net, images = _small().eval(), _grey()
     data = _labelled(net, images, 40)
     once, thrice = (evaluate_robustness(net, data, ["fgsm", "pgd"], eps=0.02, steps=1, restarts=n).rows for n in (1, 3))

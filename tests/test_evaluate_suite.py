@@ -15,8 +15,25 @@ import pytest
 import torch
 from torch import nn
 
-from ebmhybrid.evaluate import evaluate, evaluate_calibration, evaluate_ood, files, report, suite
+from ebmhybrid.evaluate import (
+    evaluate,
+    evaluate_calibration,
+    evaluate_corruptions,
+    evaluate_ood,
+    evaluate_predictions,
+    evaluate_selective,
+    files,
+    predict,
+    report,
+    suite,
+)
+from ebmhybrid.evaluate.cache import PredictionCache
+from ebmhybrid.evaluate.detectors import DETECTORS
+from ebmhybrid.evaluate.feature_detectors import knn
+from ebmhybrid.evaluate.features import head_of
 from ebmhybrid.evaluate.reference_rows import REFERENCE_TABLES
+from ebmhybrid.evaluate.results import PARTS
+from ebmhybrid.evaluate.scores import MODEL_SCORES, SCORES
 
 
 class Set(list[tuple[torch.Tensor, torch.Tensor]]):
@@ -63,13 +80,133 @@ def sets() -> dict[str, Any]:
 def full(sets: dict[str, Any]) -> suite.SuiteResult:
     context = {"model": "a <script>bad()</script> model", "config": {"data": {"train": "digits:0-3"}}, "nan": np.nan}
     scores = ("energy", "msp", "max_logit", "entropy", "grad_norm")
-    return evaluate(Counting(), **sets, scores=scores, attacks=("fgsm", "pgd"), steps=2, context=context)
+    given = {**sets, "scores": scores, "attacks": ("fgsm", "pgd"), "steps": 2, "sanity": False}
+    return evaluate(Counting(), **given, context=context)
 
 
 def test_each_image_is_seen_once_for_all_figures_of_logits(sets: dict[str, Any]) -> None:
     model = Counting()
-    evaluate(model, **sets, scores=("energy", "msp", "max_logit", "entropy"))
-    assert model.seen == 70 + 50 + 30 + 20
+    evaluate(
+        model,
+        **sets,
+        scores=("energy", "msp", "max_logit", "entropy", "gen", "temperature", "hdge"),
+        train_set=_set("t", 9, 4),
+    )
+    assert model.seen == 70 + 50 + 30 + 20 + 9
+
+
+def test_all_is_what_the_arguments_suffice_for(sets: dict[str, Any]) -> None:
+    images = _set("digits:0-3/test", 40, 0)
+    of_logits = ["energy", "msp", "max_logit", "entropy", "gen", "grad_norm", "odin"]
+    assert evaluate(Counting(), images, scores="all").settings["scores"] == of_logits
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4))
+    torch.manual_seed(0)
+    found = evaluate(model, **sets, train_set=_set("digits:0-3/train", 60, 5), scores="all")
+    assert set(found.settings["scores"]) == {*SCORES, *DETECTORS, *MODEL_SCORES} - {"joint_energy"}
+    assert found.ood is not None
+    assert {row["score"] for row in found.ood.rows} == set(found.settings["scores"])
+    assert [row["role"] for row in found.sets] == ["test", "validation", "train", "ood", "ood"]
+
+
+def test_what_a_score_needs_is_said_before_the_first_pass(sets: dict[str, Any]) -> None:
+    model = Counting()
+    with pytest.raises(ValueError, match="'knn' needs the training set"):
+        evaluate(model, **sets, scores=["energy", "knn"])
+    with pytest.raises(ValueError, match=r"'mahalanobis' needs features .* ends in a linear layer"):
+        evaluate(model, **sets, scores=["mahalanobis"], train_set=sets["test_set"])
+    with pytest.raises(ValueError, match="'temperature' needs validation images"):
+        evaluate(model, sets["test_set"], scores=["temperature"])
+    with pytest.raises(ValueError, match="no OOD set was given"):
+        evaluate(model, sets["test_set"], attack_detector=True)
+    with pytest.raises(ValueError, match="attack_detector needs one of the scores"):
+        evaluate(model, **sets, scores=["grad_norm"], attack_detector=True)
+    assert model.seen == 0
+
+
+class Small(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 4))
+
+
+@pytest.fixture(scope="module")
+def images() -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(0)
+    found = {}
+    for name, n in (("test", 24), ("validation", 20), ("train", 30), ("noise", 12), ("far", 8)):
+        pixels = torch.rand(n, 1, 8, 8, generator=generator)
+        found[name] = Set(zip(pixels.split(7), torch.randint(4, (n,), generator=generator).split(7), strict=True))
+        found[name].name = name
+    return found
+
+
+def test_every_part_at_once_equals_the_parts_alone(images: dict[str, Any], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Small()
+    ood_sets, groups = {"noise": images["noise"], "far": images["far"]}, {"noise": "near", "far": "far"}
+    found = evaluate(
+        model,
+        images["test"],
+        images["validation"],
+        ood_sets,
+        ["energy", "knn"],
+        attacks="pgd",
+        eps=[4 / 255, 8 / 255],
+        steps=20,
+        train_set=images["train"],
+        groups=groups,
+        corruptions=True,
+        severities=[1, 5],
+        attack_detector=True,
+        cache=PredictionCache(tmp_path / "cache", "weights"),
+        journal=tmp_path / "journal.jsonl",
+    )
+    assert found.ood is not None
+    assert {row["group"] for row in found.ood.rows} == {"near", "far", None}
+    assert {row["ood_set"] for row in found.ood.rows} == {"noise", "far", "near mean", "far mean", "macro mean"}
+    train = predict(model, images["train"], features=True)
+    expected = knn(train.features)(predict(model, images["far"], features=True).features)
+    np.testing.assert_array_equal(found.ood.ood_scores["far"]["knn"], expected)
+    assert found.selective is not None
+    assert found.selective.rows == evaluate_selective(model, images["test"]).rows
+    assert found.calibration is not None
+    temperature = found.calibration.rows[1]["temperature"]
+    corrupted = evaluate_corruptions(model, images["test"], severities=[1, 5], temperature=temperature)
+    assert found.corruptions is not None
+    assert found.corruptions.rows == corrupted.rows
+    assert found.robustness is not None
+    assert sorted({row["eps"] for row in found.robustness.rows}) == [0.0, 4 / 255, 8 / 255]
+    assert found.sanity is not None
+    assert found.sanity.settings["eps"] == found.settings["eps"] == 4 / 255
+    assert found.detector_robustness is not None
+    assert {row["score"] for row in found.detector_robustness.rows} == {"energy"}
+    assert (tmp_path / "journal.jsonl").is_file()
+    content = json.loads((found.save(tmp_path / "out") / "results.json").read_text())
+    assert all(content[part]["rows"] for part in PARTS)
+    assert {row["section"] for row in found.rows} == {*PARTS}
+    page = _Page()
+    page.feed((tmp_path / "out" / "report.html").read_text())
+    assert len(page.ids) == len(set(page.ids))
+
+
+def test_logits_alone_give_what_the_model_gives(images: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = Small()
+    scores = ["energy", "temperature", "hdge", "mahalanobis", "vim", "react"]
+    given = {"validation": images["validation"], "scores": scores, "train_set": images["train"]}
+    whole = evaluate(model, images["test"], ood_sets={"far": images["far"]}, **given)
+    seen = {name: predict(model, data, features=True) for name, data in images.items()}
+    alone = evaluate_predictions(
+        seen["test"],
+        validation=seen["validation"],
+        train=seen["train"],
+        ood={"far": seen["far"]},
+        head=head_of(model),
+        scores=scores,
+    )
+    assert alone.rows == whole.rows
+    assert alone.robustness is alone.corruptions is alone.sanity is None
+    with pytest.raises(ValueError, match="'odin' needs the model and the images"):
+        evaluate_predictions(seen["test"], scores=["odin"])
 
 
 def test_suite_equals_its_parts_whatever_the_batches(sets: dict[str, Any], full: suite.SuiteResult) -> None:
@@ -87,17 +224,18 @@ def test_suite_equals_its_parts_whatever_the_batches(sets: dict[str, Any], full:
             for (name, data), seed, level in zip(sets["ood_sets"].items(), (2, 3), (0.4, 0.7), strict=True)
         },
     }
-    again = evaluate(Counting(), **other, scores=full.settings["scores"], attacks=("fgsm", "pgd"), steps=2)
+    given = {**other, "scores": full.settings["scores"], "attacks": ("fgsm", "pgd"), "steps": 2, "sanity": False}
+    again = evaluate(Counting(), **given)
     for mine, theirs in zip(full.rows, again.rows, strict=True):
         assert mine == theirs or mine["metric"] == "seconds"
 
 
 def test_rows_are_long_and_every_figure_has_its_n(full: suite.SuiteResult) -> None:
-    assert {row["section"] for row in full.rows} == {"accuracy", "calibration", "ood", "robustness"}
+    assert {row["section"] for row in full.rows} == {"accuracy", "calibration", "selective", "ood", "robustness"}
     assert all(row["n"] == 70 for row in full.rows)
     assert {row["n_ood"] for row in full.rows if row["section"] == "ood"} == {30, 20, 50}
     robust = [row for row in full.rows if row["metric"] == "robust_accuracy"]
-    assert len(robust) == 1 + 2 * 4
+    assert len(robust) == 1 + 2 * 4 + 4
     assert all(row["low"] <= row["value"] <= row["high"] for row in robust)
 
 
@@ -105,24 +243,24 @@ def test_curve_has_a_quarter_to_twice_eps_and_stays_possible(sets: dict[str, Any
     assert full.robustness is not None
     eps = [row["eps"] * 255 for row in full.robustness.rows if row["attack"] == "pgd"]
     assert eps == pytest.approx([2, 4, 8, 16])
-    wide = evaluate(Counting(), sets["test_set"], attacks=["fgsm"], eps=0.6, calibration=False)
+    wide = evaluate(Counting(), sets["test_set"], attacks=["fgsm"], eps=0.6, calibration=False, sanity=False)
     assert wide.robustness is not None
     assert [row["eps"] for row in wide.robustness.rows] == pytest.approx([0, 0.15, 0.3, 0.6])
 
 
 def test_table_is_short_and_names_what_matters(full: suite.SuiteResult) -> None:
     lines = full.table().splitlines()
-    assert len(lines) == 1 + 2 + 3 + 8
+    assert len(lines) == 1 + 4 + 3 + 3 + 8 + 4
     assert re.match(r"accuracy +\d+\.\d\d % \[\d+\.\d\d, \d+\.\d\d\] +n=70$", lines[0])
-    assert "OOD AUROC noise" in lines[3]
-    assert re.search(r"energy 0\.\d{4} +msp 0\.\d{4}", lines[3])
+    (noise,) = [line for line in lines if line.startswith("OOD AUROC noise")]
+    assert re.search(r"energy 0\.\d{4} +msp 0\.\d{4}", noise)
     assert any(line.startswith("pgd linf 8/255") for line in lines)
 
 
 def test_parts_not_asked_for_are_absent(sets: dict[str, Any], tmp_path: Path) -> None:
     result = evaluate(lambda images: images.flatten(1), sets["test_set"], calibration=False)
     assert result.calibration is result.ood is result.robustness is None
-    assert len(result.table().splitlines()) == 1
+    assert len(result.table().splitlines()) == 1 + 3
     content = json.loads((result.save(tmp_path / "out") / "results.json").read_text())
     assert content["ood"] is None
     html = (tmp_path / "out" / "report.html").read_text()
@@ -151,7 +289,7 @@ def test_saved_files_say_the_same(full: suite.SuiteResult, tmp_path: Path) -> No
         raise AssertionError(f"{name} is not JSON")
 
     content = json.loads((folder / "results.json").read_text(), parse_constant=no_constant)
-    assert content["schema_version"] == "1"
+    assert content["schema_version"] == "2"
     assert content["context"]["nan"] is None
     assert content["sets"][0] == {
         "role": "test",
@@ -172,7 +310,7 @@ def test_saved_files_say_the_same(full: suite.SuiteResult, tmp_path: Path) -> No
         assert len(arrays["ood-noise.grad_norm"]) == 30
     figures = {path.stem for path in (folder / "figures").iterdir()}
     assert figures >= {"reliability-raw", "reliability-temperature", "scores-noise-msp", "roc-noise", "robustness"}
-    assert len(figures) == 2 + 2 * 6 + 1
+    assert len(figures) == 4 + 1 + 2 * 6 + 1
 
 
 class _Page(HTMLParser):
@@ -201,11 +339,11 @@ def test_page_is_self_contained_escaped_and_has_unique_ids(full: suite.SuiteResu
     assert not re.search(r"https?:|@import|url\((?!#)", text)
     assert all(link.startswith("#") and link[1:] in page.ids for link in page.links)
     assert len(page.ids) == len(set(page.ids))
-    assert "script" not in page.tags
+    assert page.tags.count("script") == 1
     assert "a &lt;script&gt;bad()&lt;/script&gt; model" in text
     assert not page.unscoped
     assert page.tags.count("h1") == 1
-    assert page.tags.count("svg") == 2 + 2 * 6 + 1
+    assert page.tags.count("svg") == 4 + 1 + 2 * 6 + 1
     for section in ("Accuracy", "Calibration", "OOD detection", "Robustness", "Data", "Recipe and versions"):
         assert f">{section}</h2>" in text
 

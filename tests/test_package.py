@@ -73,9 +73,25 @@ ALLOWED = {
     "data": {"errors", "data"},
     "training": {"errors", "schema", "recipe", "data", "models", "losses", "kernels", "training", "_version"},
     "evaluate": {"errors", "energies", "evaluate"},
-    "runs": {"errors", "schema", "recipe", "data", "training", "evaluate", "kernels", "_version"},
+    "external": {"errors", "models"},
+    "eval_sets": {"errors", "data"},
+    "measures": {"errors", "data", "eval_sets", "evaluate", "_version"},
+    "runs": {
+        "errors",
+        "schema",
+        "recipe",
+        "data",
+        "training",
+        "evaluate",
+        "kernels",
+        "eval_sets",
+        "measures",
+        "_version",
+    },
+    "evaluations": {"errors", "data", "evaluate", "training", "eval_sets", "external", "measures", "runs"},
     "terminal": {"errors"},
-    "cli": {"terminal", "recipe", "training", "evaluate", "runs", "_version"},
+    "cli_eval": {"terminal", "evaluate", "evaluations", "runs"},
+    "cli": {"terminal", "recipe", "training", "evaluate", "runs", "cli_eval", "_version"},
 }
 
 
@@ -103,6 +119,12 @@ def test_imports_point_one_way(part: str) -> None:
     assert files
     for path in files:
         assert _imports(path, "ebmhybrid" if single else f"ebmhybrid.{part}") <= ALLOWED[part], path
+
+
+def test_every_module_has_its_place() -> None:
+    modules = {path.stem for path in (ROOT / "ebmhybrid").glob("*.py")} - {"__init__", "__main__", "_version"}
+    packages = {path.name for path in (ROOT / "ebmhybrid").iterdir() if (path / "__init__.py").is_file()}
+    assert modules | packages - {"recipes"} == set(ALLOWED)
 
 
 def test_the_import_reader_sees_every_way_of_importing(tmp_path) -> None:

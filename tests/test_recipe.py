@@ -165,6 +165,7 @@ def test_the_schema_names_what_the_code_has() -> None:
     from ebmhybrid import schema
     from ebmhybrid.data import FAMILIES
     from ebmhybrid.evaluate.attacks import ATTACKS
+    from ebmhybrid.evaluate.detectors import ALL, DETECTORS
     from ebmhybrid.evaluate.scores import MODEL_SCORES, SCORES
     from ebmhybrid.losses import contrastive, hdge
     from ebmhybrid.models import wide_resnet
@@ -175,7 +176,7 @@ def test_the_schema_names_what_the_code_has() -> None:
         return set(get_args(inner))
 
     assert names(schema.Reference, "families") == set(FAMILIES)
-    assert names(schema.Evaluation, "scores") == {*SCORES, *MODEL_SCORES}
+    assert names(schema.Evaluation, "scores") == {ALL, *SCORES, *DETECTORS, *MODEL_SCORES}
     assert names(schema.Evaluation, "attacks") == set(ATTACKS)
     assert names(schema.Model, "norm") == set(get_args(wide_resnet.Norm))
     assert names(schema.Model, "activation") == set(get_args(wide_resnet.Activation))

@@ -1,0 +1,130 @@
+"""Which figures of an evaluation are compared with other evaluations', and which direction is better."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .formats import in_255, variant_name
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure to compare: key in the wide rows, heading, which direction is better, how it is shown."""
+
+    key: str
+    heading: str
+    higher: bool = False
+    percent: bool = False
+    bounds: tuple[str, str] | None = None
+
+    def of(self, row: Row) -> tuple[float, float | None, float | None] | None:
+        """(value, low, high) of a row; None where it has no number."""
+        low, high = self.bounds or (f"{self.key}_low", f"{self.key}_high")
+        values = [row.get(key) for key in (self.key, low, high)]
+        value, *ends = (
+            float(item) if isinstance(item, (int, float)) and not isinstance(item, bool) else None for item in values
+        )
+        return None if value is None else (value, ends[0], ends[1])
+
+
+@dataclass(frozen=True)
+class Part:
+    """A section of a comparison: its rows' name and set, and the figures to compare.
+
+    Attributes:
+        split: a table for each figure instead of one for all.
+        keep: which rows are compared.
+    """
+
+    key: str
+    title: str
+    metrics: tuple[Metric, ...]
+    name: Callable[[Row], str]
+    heading: str = ""
+    set_key: str = "set"
+    set_heading: str = "set"
+    split: bool = False
+    keep: Callable[[Row], bool] = lambda row: True
+
+
+def _attack(row: Row) -> str:
+    given = [f"{row[key]} {key}" for key in ("steps", "restarts") if row.get(key) is not None]
+    return ", ".join((f"{row['attack']} {row['norm']} {in_255(row['eps'])}", *given))
+
+
+def _corruption(row: Row) -> str:
+    severity = row.get("severity")
+    return str(row["corruption"]) + ("" if severity is None else f", severity {severity}")
+
+
+def _score(row: Row) -> str:
+    return str(row["score"])
+
+
+_ECE = Metric("ece_15", "ECE, 15 bins")
+_NLL = Metric("nll", "NLL")
+_ACCURACY = Metric("accuracy", "accuracy", higher=True, percent=True)
+_RISKS = tuple(Metric(f"risk_at_{share}", f"risk at {share} % coverage", percent=True) for share in (80, 90, 95))
+PARTS = (
+    Part("accuracy", "Accuracy", (_ACCURACY, _NLL, Metric("brier", "Brier")), lambda row: ""),
+    Part(
+        "calibration",
+        "Calibration",
+        (_ECE, Metric("smooth_ece", "smooth ECE"), _NLL),
+        lambda row: variant_name(str(row["variant"])),
+        "variant",
+    ),
+    Part(
+        "selective",
+        "Selective classification",
+        (Metric("aurc", "AURC"), Metric("augrc", "AUGRC"), *_RISKS),
+        _score,
+        "confidence",
+    ),
+    Part(
+        "ood",
+        "OOD detection",
+        (Metric("auroc", "AUROC", higher=True), Metric("fpr95_ood_positive", "FPR95, OOD positive")),
+        _score,
+        "score",
+        "ood_set",
+        "OOD set",
+        split=True,
+    ),
+    Part(
+        "corruptions",
+        "Corruptions, means",
+        (_ACCURACY, _NLL, _ECE, Metric("ece_15_scaled", "ECE, temperature-scaled")),
+        _corruption,
+        "over",
+        keep=lambda row: str(row["corruption"]).endswith("mean"),
+    ),
+    Part(
+        "robustness",
+        "Robustness",
+        (Metric("robust_accuracy", "accuracy", True, True, ("robust_low", "robust_high")),),
+        _attack,
+        "attack",
+    ),
+    Part(
+        "refined",
+        "SGLD-refined inference",
+        (Metric("robust_accuracy", "accuracy", True, True, ("robust_low", "robust_high")),),
+        lambda row: f"{row['inference']}: {_attack(row)}",
+        "attack",
+    ),
+    Part(
+        "detector_robustness",
+        "Attacks on the detector",
+        (Metric("auroc", "AUROC", higher=True),),
+        lambda row: f"{row['score']}, {row['norm']} {in_255(row['eps'])}, attacked: {row['attacked']}",
+        "detector, radius and attacked side",
+        "ood_set",
+        "OOD set",
+        split=True,
+    ),
+)
