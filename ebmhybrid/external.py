@@ -130,16 +130,17 @@ def _without_prefix(state: Mapping[str, Tensor], backbone: nn.Module) -> dict[st
 
 
 def _classes_of(state: Mapping[str, Tensor], backbone: nn.Module, built_for: int) -> int | None:
-    """The number of classes of weights that differ from the network by that alone, None where they do not.
+    """The number of classes of weights that differ from the network by it, None where they do not.
 
-    Then every tensor of another shape has `built_for` rows in the network and the same other number in the file.
+    Then every tensor of another shape has `built_for` rows in the network and the same other number in the file. What
+    else may differ is found once the network has that many classes.
     """
     own = backbone.state_dict()
-    differing = [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
-    shapes = [(own[name].shape, state[name].shape) for name in differing]
-    if not shapes or any(len(a) != len(b) or not a or a[0] != built_for or a[1:] != b[1:] for a, b in shapes):
+    shapes = [(own[name].shape, state[name].shape) for name in own.keys() & state.keys()]
+    shapes = [(ours, theirs) for ours, theirs in shapes if ours != theirs]
+    if not shapes or any(ours[:1] != (built_for,) or not theirs for ours, theirs in shapes):
         return None
-    counts = {b[0] for _, b in shapes}
+    counts = {theirs[0] for _, theirs in shapes}
     return counts.pop() if len(counts) == 1 else None
 
 

@@ -74,7 +74,7 @@ def family_of_resamples(
         **_equal_width(weights @ (member * gaps[:, None]), weights @ member),
         "equal_mass_ece": _equal_mass_of_resamples(confidence, gaps, weights, bins),
         "classwise_ece": _classwise_of_resamples(values, targets, weights, bins),
-        "smooth_ece": fixed_points((weights * gaps) @ nodes(confidence) / len(values)),
+        "smooth_ece": fixed_points(weights @ (nodes(confidence) * gaps[:, None]) / len(values)),
     }
 
 

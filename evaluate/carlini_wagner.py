@@ -30,9 +30,9 @@ def carlini_wagner(target: nn.Module, images: Tensor, labels: Tensor, eps: float
     """The nearest misclassified images found, the images themselves where none was.
 
     Minimises |delta|_2^2 + c max(m(x + delta), 0) / m(x) over x + delta in [0, 1], where m is the margin of
-    :func:`margins`: `steps` steps of Adam from delta = 0 with a step that falls from 2 eps / sqrt(C H W) to 0, six times with c from
-    4 eps^2 on, ten times larger after a failure and halfway to the largest failure after a success. Dividing by m(x)
-    makes c a squared distance: a linear model needs twice that of its boundary.
+    :func:`margins`: `steps` steps of Adam from delta = 0, with a step that falls from 2 eps / sqrt(C H W) to 0. That
+    six times, with c from 4 eps^2 on, ten times larger after a failure and halfway to the largest failure after a
+    success. Dividing by m(x) makes c a squared distance: a linear model needs twice that of its boundary.
 
     Source: Carlini and Wagner 2017, sections V.B (projected gradient) and VI.A.
 

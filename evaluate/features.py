@@ -42,6 +42,12 @@ def last_linear(model: Callable[[Tensor], Any]) -> nn.Linear:
     return layers[-1]
 
 
+def given_by(model: Callable[[Tensor], Any]) -> tuple[str, ...]:
+    """What a model offers beside its logits: "features" and "head" where it has a linear layer."""
+    linear = isinstance(model, nn.Module) and any(isinstance(module, nn.Linear) for module in model.modules())
+    return ("features", "head") if linear else ()
+
+
 def head_of(model: Callable[[Tensor], Any]) -> Head:
     """The weights of :func:`last_linear`.
 

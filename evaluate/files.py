@@ -20,7 +20,7 @@ from ebmhybrid.errors import EbmhybridError
 from .tables import COLUMNS
 
 if TYPE_CHECKING:
-    from .suite import SuiteResult
+    from .results import SuiteResult
 
 OURS = frozenset({"results.json", "results.csv", "report.html", "scores.npz", "figures"})
 

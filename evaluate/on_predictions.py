@@ -48,10 +48,11 @@ def evaluate_predictions(
     given = {"train": train, "validation": validation, "head": head}
     has = {need for need, value in given.items() if value is not None}
     has |= {"features"} if all(one.features is not None for one in every) else set()
-    names = check_scores(asked, has)
-    result = of_predictions(test, validation, train, ood, head, names, calibration=calibration, groups=groups)
+    check_scores(asked, has)
+    head = head if "features" in has else None
+    result = of_predictions(test, validation, train, ood, head, asked, calibration=calibration, groups=groups)
     return SuiteResult(
-        settings={"scores": list(names), "calibration": calibration, "limit": None, "attacks": []},
+        settings={"scores": list(result["test_scores"]), "calibration": calibration, "limit": None, "attacks": []},
         context=dict(context or {}),
         versions=package_versions(),
         **result,

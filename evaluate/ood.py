@@ -14,6 +14,8 @@ import torch
 
 from ebmhybrid.errors import EbmhybridError
 
+from .detectors import check_scores, fit_detectors, needs_of
+from .features import given_by, head_of
 from .ood_compare import GROUP_MEANS, MACRO_MEAN, OODResult, compare
 from .ood_metrics import (
     METRICS,
@@ -28,7 +30,7 @@ from .ood_metrics import (
     ranked,
 )
 from .predictions import ImageSet, Model, Predictions, Progress, predict, set_name
-from .scores import SCORES, check_scores, model_score
+from .scores import MODEL_SCORES, model_score
 
 __all__ = [
     "GROUP_MEANS",
@@ -46,41 +48,22 @@ __all__ = [
     "fpr95_id_positive",
     "fpr95_ood_positive",
     "ranked",
-    "scores_of",
 ]
-
-
-def scores_of(
-    predictions: Predictions,
-    scores: Iterable[str],
-    model: Model | None = None,
-    data: ImageSet | None = None,
-    device: torch.device | str | None = None,
-    progress: Progress | None = None,
-) -> dict[str, np.ndarray]:
-    """score -> float64 (N,): from the logits where they suffice, else by a pass of the model over the set's images."""
-    found: dict[str, np.ndarray] = {}
-    for score in check_scores(scores):
-        if score in SCORES:
-            found[score] = SCORES[score](predictions.logits)
-        elif model is None or data is None:
-            raise EbmhybridError(f"score {score!r} needs the model and the images, not only their logits")
-        else:
-            kwargs: dict[str, Any] = {"name": predictions.name, "limit": len(predictions)}
-            found[score] = model_score(model, data, score, device, progress, **kwargs)
-    return found
 
 
 def evaluate_ood(
     model: Model,
     id_set: ImageSet,
     ood_sets: Mapping[str, ImageSet],
-    scores: Iterable[str] = ("energy", "msp"),
+    scores: str | Iterable[str] = ("energy", "msp"),
     device: torch.device | str | None = None,
     progress: Progress | None = None,
     groups: Mapping[str, str] | None = None,
     resamples: int = 1000,
     level: float = 0.95,
+    *,
+    train_set: ImageSet | None = None,
+    validation: ImageSet | None = None,
 ) -> OODResult:
     """How well scores of a model separate its own test set from other sets.
 
@@ -88,25 +71,43 @@ def evaluate_ood(
         model: images in [0, 1] -> logits.
         id_set: test set of the distribution trained on; its labels are not used.
         ood_sets: name -> set. No detector may have been tuned on them.
-        scores: names of `scores.SCORES` and `scores.MODEL_SCORES`.
+        scores: names, see :func:`ebmhybrid.evaluate.detectors.check_scores`, or "all" that the rest suffices for.
         device, progress: see :func:`ebmhybrid.evaluate.predict`.
         groups, resamples, level: see :func:`ebmhybrid.evaluate.ood.compare`.
+        train_set, validation: labelled images trained on and held out, for the detectors that are fitted on them.
 
     Raises:
-        ValueError: an unknown score, no OOD set, or a set that :func:`ebmhybrid.evaluate.predict` refuses.
+        ValueError: an unknown score or one that needs what was not given, no OOD set, or a set that
+            :func:`ebmhybrid.evaluate.predict` refuses.
 
     >>> bright, dark = [(torch.ones(3, 1, 1, 2), torch.zeros(3))], [(torch.zeros(2, 1, 1, 2), torch.zeros(2))]
     >>> bright, dark = ([(images, labels.long()) for images, labels in data] for data in (bright, dark))
     >>> evaluate_ood(lambda images: images.flatten(1), bright, {"dark": dark}, ["energy"]).rows[0]["auroc"]
     1.0
     """
-    names = check_scores(scores)
     if not ood_sets:
         raise EbmhybridError("no OOD set was given: ood_sets maps a name to a set of images")
-    found = {}
-    for name, data in [(None, id_set), *ood_sets.items()]:
-        predictions = predict(model, data, device, progress, name=name or set_name(id_set, "test"))
-        found[name] = scores_of(predictions, names, model, data, device, progress)
-    inside = found.pop(None)
-    outside = {str(name): values for name, values in found.items()}
+    scores = (scores,) if isinstance(scores, str) else tuple(scores)
+    held = {"train": train_set, "validation": validation}
+    names = check_scores(
+        scores, ["images", *given_by(model), *(part for part, data in held.items() if data is not None)]
+    )
+    needs = needs_of(names)
+
+    def seen(data: ImageSet | None, name: str | None = None) -> Predictions:
+        assert data is not None
+        labelled = data is train_set or data is validation
+        return predict(model, data, device, progress, name=name, features="features" in needs, labelled=labelled)
+
+    fitting: dict[str, Any] = {part: seen(data) for part, data in held.items() if part in needs}
+    fitted = fit_detectors(scores, head=head_of(model) if "head" in needs else None, **fitting)
+
+    def scored(data: ImageSet, name: str) -> dict[str, np.ndarray]:
+        predictions = seen(data, name)
+        found = {score: of(predictions) for score, of in fitted.items()}
+        of_images = [score for score in names if score in MODEL_SCORES]
+        return found | {score: model_score(model, data, score, device, progress, name=name) for score in of_images}
+
+    inside = scored(id_set, set_name(id_set, "test"))
+    outside = {str(name): scored(data, str(name)) for name, data in ood_sets.items()}
     return compare(set_name(id_set, "test"), inside, outside, groups, resamples, level)

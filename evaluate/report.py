@@ -15,7 +15,7 @@ from .sections import Cell, Section
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from .suite import SuiteResult
+    from .results import SuiteResult
 
 
 def figures_of(result: SuiteResult) -> dict[str, Figure]:

@@ -11,7 +11,7 @@ from .report_ood import is_mean
 from .sections import Card, Column, Drawing, Line, Section, Table, bounded
 
 if TYPE_CHECKING:
-    from .suite import SuiteResult
+    from .results import SuiteResult
 
 Row = Mapping[str, Any]
 _ATTACK_COLUMNS = (

@@ -13,7 +13,7 @@ from .sections import Card, Column, Drawing, Line, Section, Table, bounded
 
 if TYPE_CHECKING:
     from .calibration_metrics import ReliabilityBins
-    from .suite import SuiteResult
+    from .results import SuiteResult
 
 Row = Mapping[str, Any]
 _FAMILY = {
@@ -171,7 +171,7 @@ def selective_section(selective: Any, result: SuiteResult) -> Section:
         Column("n", "n", "count"),
     )
     rows: tuple[Row, ...] = selective.rows
-    caption = "In brackets 95 % bootstrap intervals. All are areas or shares of errors; lower is better."
+    caption = "In brackets 95 % bootstrap intervals. Areas and risks: lower is better; coverage: higher is better."
     text = (
         "A selective classifier decides only where it is confident. Risk is the share of errors among the images "
         "decided, coverage the share of images decided. AURC is the area under risk over coverage, E-AURC its "
@@ -198,7 +198,7 @@ def selective_section(selective: Any, result: SuiteResult) -> Section:
 
 def _risk_coverage(selective: Any) -> Drawing:
     caption = "Share of errors among the most confident images, over the share of images decided; lower is better."
-    return Drawing("risk-coverage", caption, partial(_draw_risk, selective), partial(_risk_table, selective.curves))
+    return Drawing("risk-coverage", caption, partial(_draw_risk, selective), partial(risk_table, selective.curves))
 
 
 def _draw_risk(selective: Any) -> Any:
@@ -207,7 +207,7 @@ def _draw_risk(selective: Any) -> Any:
     return risk_coverage_figure(selective)
 
 
-def _risk_table(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Table:
+def risk_table(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Table:
     """The risk at the lowest coverage that is at least each level, a column for each confidence function."""
     rows = []
     for level in (i / 20 for i in range(1, 21)):

@@ -10,7 +10,7 @@ from .formats import number, percent
 from .sections import Column, Drawing, Line, Section, Table, bounded
 
 if TYPE_CHECKING:
-    from .suite import SuiteResult
+    from .results import SuiteResult
 
 Row = Mapping[str, Any]
 _SEVERITY = {"accuracy": "Accuracy", "ece_15": "ECE, 15 bins,"}

@@ -13,7 +13,7 @@ from .formats import number, shortened
 from .sections import Card, Column, Drawing, Line, Section, Table, bounded
 
 if TYPE_CHECKING:
-    from .suite import SuiteResult
+    from .results import SuiteResult
 
 Row = Mapping[str, Any]
 DRAWN = 5  # scores of which histograms and ROC curves are drawn: more are too many to tell apart
@@ -123,20 +123,20 @@ def _draw_roc(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], names: tuple[s
 
 def _roc_table(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Table:
     """What a threshold that accepts at least a share of ID accepts of OOD, a column a score."""
-    accepted = {score: _accepted(*pair) for score, pair in pairs.items()}
+    shares = {score: accepted(*pair) for score, pair in pairs.items()}
     rows = tuple(
-        {"level": level} | {score: values[i] for score, values in accepted.items()} for i, level in enumerate(_LEVELS)
+        {"level": level} | {score: values[i] for score, values in shares.items()} for i, level in enumerate(_LEVELS)
     )
     columns = (Column("level", "ID accepted", digits=2), *(Column(score, score) for score in pairs))
     caption = "Share of OOD images accepted by the highest threshold that accepts at least this share of ID images."
     return Table("Numbers of the figure", caption, columns, rows)
 
 
-def _accepted(inside: np.ndarray, outside: np.ndarray) -> list[float]:
+def accepted(inside: np.ndarray, outside: np.ndarray) -> list[float]:
     """The share of OOD at or above the threshold of each level."""
     falling = np.sort(inside)[::-1]
     places = np.ceil(np.array(_LEVELS) * len(falling) - 1e-9).astype(int) - 1  # 0.05 * 20 may exceed 1 by rounding
-    thresholds = falling[np.maximum(places, 0)]
+    thresholds = falling[places]
     return (1 - np.searchsorted(np.sort(outside), thresholds) / len(outside)).tolist()
 
 

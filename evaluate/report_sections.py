@@ -16,7 +16,7 @@ from .report_ood import ood_section
 from .sections import Card, Column, Line, Section, Table, bounded
 
 if TYPE_CHECKING:
-    from .suite import SuiteResult
+    from .results import SuiteResult
 
 # A part of the suite and how it is told; a part that did not run is None and has no section.
 _BUILDERS: dict[str, Callable[[Any, SuiteResult], Section]] = {

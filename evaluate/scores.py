@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ebmhybrid.energies import log_density
-from ebmhybrid.errors import EbmhybridError, UsageError, nearest
+from ebmhybrid.errors import EbmhybridError
 
 from .predictions import ImageSet, Model, Progress, batches, evaluating, model_device, set_name
 
@@ -169,17 +169,6 @@ SCORES: dict[str, Callable[[np.ndarray | Tensor], np.ndarray]] = {
 }
 # of the model and a batch of images
 MODEL_SCORES: dict[str, Callable[[Model, Tensor], np.ndarray]] = {"grad_norm": grad_norm, "odin": odin}
-
-
-def check_scores(names: Iterable[str]) -> tuple[str, ...]:
-    """The names without repetition, or an error that names the unknown one and its nearest neighbour."""
-    names = (names,) if isinstance(names, str) else tuple(dict.fromkeys(names))
-    if not names:
-        raise UsageError(f"no score was asked for; valid: {', '.join(sorted({*SCORES, *MODEL_SCORES}))}")
-    for name in names:
-        if name not in SCORES and name not in MODEL_SCORES:
-            raise UsageError(f"unknown score {name!r}: {nearest(name, {*SCORES, *MODEL_SCORES})}")
-    return names
 
 
 def model_score(

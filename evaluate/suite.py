@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from .asked import Attacks, check, detector_to_attack, names_of
 from .cache import PredictionCache
@@ -16,7 +15,7 @@ from .corruption_kinds import SEVERITIES, check_severities
 from .corruptions import Sets, evaluate_corruptions
 from .detector_robustness import evaluate_detector_robustness
 from .detectors import check_scores, needs_of
-from .features import head_of
+from .features import given_by, head_of
 from .on_predictions import evaluate_predictions, of_predictions
 from .predictions import ImageSet, Model, Predictions, Progress, predict
 from .results import SuiteResult, package_versions
@@ -92,7 +91,7 @@ def evaluate(
     """
     asked = names_of(scores)
     attack = Attacks(names_of(attacks), norm, eps, steps, restarts, eot)
-    given = {"train": train_set, "validation": validation, "images": True} | dict.fromkeys(_of_head(model), True)
+    given = {"train": train_set, "validation": validation, "images": True} | dict.fromkeys(given_by(model), True)
     names = check_scores(asked, [need for need, value in given.items() if value is not None])
     target = detector_to_attack(names, attack, bool(ood_sets)) if attack_detector else None
     check_severities(severities)
@@ -176,12 +175,6 @@ def evaluate(
         versions=package_versions(),
         **result,
     )
-
-
-def _of_head(model: Model) -> tuple[str, ...]:
-    """What a model that ends in a linear layer has besides its logits."""
-    linear = isinstance(model, nn.Module) and any(isinstance(module, nn.Linear) for module in model.modules())
-    return ("features", "head") if linear else ()
 
 
 def _temperature(result: Mapping[str, Any]) -> float | None:

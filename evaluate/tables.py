@@ -13,7 +13,7 @@ from .ood import METRICS
 from .sections import lines_as_text
 
 if TYPE_CHECKING:
-    from .suite import SuiteResult
+    from .results import SuiteResult
 
 Row = Mapping[str, Any]
 COLUMNS = ("section", "set", "name", "metric", "value", "low", "high", "n", "n_ood")

@@ -108,7 +108,7 @@ def test_eval_with_everything_and_as_json(run, tmp_path) -> None:
     out = tmp_path / "report"
     result = call(
         *("eval", run, "--ood", "digits:7-9", "--ood", "noise", "--score", "energy", "--score", "grad_norm"),
-        *("--attack", "fgsm", "--attack", "pgd", "--eps", "8/255", "--norm", "l2", "--limit", "20"),
+        *("--attack", "fgsm", "--attack", "pgd", "--eps", "8/255", "--norm", "l2", "--limit", "8"),
         *("--steps", "5", "--attack-detector", "--corruptions", "--severity", "2"),
         *("--out", out, "--json"),
     )
@@ -117,7 +117,7 @@ def test_eval_with_everything_and_as_json(run, tmp_path) -> None:
     assert printed == json.loads((out / "results.json").read_text())
     assert printed["context"]["config"]["name"] == "smoke"
     assert len(printed["context"]["weights"]["sha256"]) == 64
-    assert {row["n"] for row in printed["sets"]} == {20}
+    assert {row["n"] for row in printed["sets"]} == {8}
     assert {row["norm"] for row in printed["robustness"]["rows"]} == {"l2"}
     for part in ("sanity", "detector_robustness", "corruptions"):
         assert printed[part]["rows"], part

@@ -206,6 +206,7 @@ def test_when_nothing_can_be_had_the_message_says_what_to_fetch(tmp_path: Path) 
     text = str(error.value)
     assert f"openood-v1.5: there is no folder {tmp_path}/benchmark_imglist/cifar10" in text
     assert "nor another test set: cifar10: cifar-10-batches-py/test_batch not found" in text
+    assert "(downloading is off)" in text
     make_cifar10(tmp_path)
     with pytest.raises(DataError, match=r"nor any other OOD set: cifar100 \(cifar100: cifar-100-python/test not found"):
         load_openood("cifar10", tmp_path, download=False)

@@ -95,6 +95,20 @@ def test_cw_moves_pixels_of_exactly_0_and_1_and_torchattacks_does_not() -> None:
     assert torch.equal(theirs, images)
 
 
+def test_cw_raises_its_constant_where_the_slope_comes_late() -> None:
+    """The margin 1 - t/10 - 9 t^8/10, t the first pixel's way of 0.5: four times eps^2 does not get past t = 0.5."""
+
+    def model(images: torch.Tensor) -> torch.Tensor:
+        way = images[:, 0, 0, 0] / 0.5
+        margin = 1 - 0.1 * way - 0.9 * way**8
+        return torch.stack([margin, -margin], 1)
+
+    images = torch.zeros(1, 1, 30, 30)
+    moved = carlini_wagner(AttackedModel(model, None), images, torch.tensor([0]), 0.52, 60)
+    assert 0.5 < moved[0, 0, 0, 0] < 0.52
+    assert torch.equal(moved.flatten()[1:], images.flatten()[1:])
+
+
 def test_cw_treats_each_image_by_itself() -> None:
     """A batch's summed cost decides nothing: far images are not given up because near ones are done."""
     model, images = LinearClasses(3), grey()
@@ -158,6 +172,8 @@ def test_every_attack_stays_in_the_ball_and_in_the_box_and_detached(name: str, n
     images[0], images[1] = 0, 1
     with torch.no_grad():
         labels = net(images).argmax(1)
+    asked: list[float] = []
+    net.register_forward_pre_hook(lambda module, inputs: asked.extend([inputs[0].min().item(), inputs[0].max().item()]))
     for eps in (0.05, 0.9):
         spec = {"attack": name, "norm": norm, "eps": eps, "steps": 20, "restarts": 2}
         moved, size = attack_batch(AttackedModel(net, None), images, labels, spec, seed=3)
@@ -167,6 +183,7 @@ def test_every_attack_stays_in_the_ball_and_in_the_box_and_detached(name: str, n
         lengths = (moved.double() - images.double()).flatten(1).norm(dim=1, p=torch.inf if norm == "linf" else 2)
         assert lengths.max() <= eps + 1e-6
         assert size == lengths.max()
+    assert 0 <= min(asked) <= max(asked) <= 1
 
 
 @pytest.mark.parametrize("name", ["pgd", "apgd-ce", "apgd-dlr", "square"])

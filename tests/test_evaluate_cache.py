@@ -133,15 +133,28 @@ def test_other_versions_and_devices_are_computed_anew(tmp_path: Path, monkeypatc
     assert len(list(tmp_path.iterdir())) == 6
 
 
+class Plain:
+    """A set of someone else's: batches, a digest, a shape."""
+
+    name, digest = "plain", "d"
+
+    def __init__(self, shape: tuple[int, int, int] = (3, 2, 2)) -> None:
+        self.shape = shape
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        return iter(_set())
+
+
 def test_a_limit_of_a_set_that_cannot_take_counts(tmp_path: Path) -> None:
-    class Plain:
-        name, digest = "plain", "d"
-
-        def __iter__(self):  # type: ignore[no-untyped-def]
-            return iter(_set())
-
     net, cache = Net(), PredictionCache(tmp_path, "w")
     assert [len(cache.predict(net, Plain(), limit=limit)) for limit in (5, 9, 5)] == [5, 9, 5]
+
+
+def test_a_shape_counts_where_the_digest_does_not_tell_it(tmp_path: Path) -> None:
+    cache = PredictionCache(tmp_path, "w")
+    for shape in ((3, 2, 2), (3, 4, 4), (3, 2, 2)):
+        cache.predict(Net(), Plain(shape))
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_set_without_a_digest_is_computed_each_time(tmp_path: Path) -> None:
@@ -220,6 +233,25 @@ def test_a_damaged_file_is_computed_anew_and_mended(tmp_path: Path, damage: Call
     _same(cache.predict(net, data, features=True), expected)
     assert net.calls == before + 4
     assert list(tmp_path.iterdir()) == [file]
+
+
+class Hostile:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, (str(self.target),)
+
+
+def test_nothing_in_a_file_is_ever_run(tmp_path: Path) -> None:
+    net, cache = Net(), PredictionCache(tmp_path / "cache", "w")
+    expected = cache.predict(net, _set())
+    (file,) = (tmp_path / "cache").iterdir()
+    _other(logits=np.array([Hostile(tmp_path / "made")], dtype=object))(file)
+    _same(cache.predict(net, _set()), expected)
+    assert not (tmp_path / "made").exists()
 
 
 @pytest.mark.parametrize("step", ["savez", "replace"])

@@ -350,4 +350,5 @@ def test_plot_has_a_line_for_each_attacked_side_from_the_clean_auroc() -> None:
         expected = [row["auroc"] for row in mean if row["attacked"] in ("none", side)]
         assert line.get_ydata().tolist() == expected
         assert line.get_xdata().tolist() == [0, 0.01, 0.02]
+    assert isinstance(result.rows, tuple)
     assert result.as_dict()["rows"] == list(result.rows)

@@ -588,6 +588,7 @@ def test_unknown_names_get_their_neighbour_and_none_is_refused() -> None:
     with pytest.raises(ValueError, match="score 'odin' needs the model and the images"):
         check_scores(["odin"], given=["train"])
     assert check_scores("knn") == ("knn",)
+    assert check_scores(["msp", "all", "msp"], []) == ("msp", "energy", "max_logit", "entropy", "gen")
 
 
 def test_what_cannot_be_fitted_is_left_out_of_all_and_named_when_asked_for() -> None:

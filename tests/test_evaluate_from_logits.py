@@ -89,6 +89,9 @@ def test_the_digest_is_of_the_content_alone() -> None:
         predictions_of(made["test_logits"].reshape(24, 2), None),
     ]
     assert len({one, *(other.digest for other in others)}) == 5
+    zeros, labels = np.zeros((2, 2)), np.zeros(2, int)
+    wide = predictions_of(np.zeros((2, 4)), labels, features=zeros).digest
+    assert wide != predictions_of(zeros, labels, features=np.zeros((2, 4))).digest
 
 
 def test_half_precision_is_raised_and_noted() -> None:

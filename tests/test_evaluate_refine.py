@@ -163,6 +163,10 @@ def test_it_is_a_model_like_any_other(mode: Any) -> None:
 
 
 def test_a_step_needs_a_gradient_and_sane_settings() -> None:
+    # a step that nobody differentiates keeps no graph, else a long chain would keep all of them
+    assert not sgld_step(
+        lambda x: x.sum((1, 2, 3)), torch.zeros(1, 1, 1, 1, requires_grad=True), 0.1, 0.0
+    ).requires_grad
     with pytest.raises(ValueError, match="SGLD needs a model whose logits can be differentiated"):
         sgld_step(lambda x: x.detach().sum((1, 2, 3)), torch.zeros(1, 1, 1, 1), 0.1, 0.0)
     for changes, message in (
@@ -247,6 +251,9 @@ def test_a_refinement_that_misleads_the_identity_is_broken_through_its_steps() -
     found = _accuracies(evaluate_refined(refined, data, eps=0.2, steps=10).rows)
     assert found["refined", "none"] == found["refined", "transfer"] == found["refined", "bpda"] == 1
     assert found["refined", "eot"] == found["refined", "worst"] < 0.1
+    # labelled by the plain net, every image is wrong for the refined one, and an attack cannot make it count as robust
+    wrong = _accuracies(evaluate_refined(refined, _labelled(mirrored, images), eps=0.2, steps=3).rows)
+    assert all(value == 0 for (inference, _), value in wrong.items() if inference == "refined")
 
 
 def test_averaging_draws_breaks_what_one_draw_does_not() -> None:

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import re
+from fractions import Fraction
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from ebmhybrid.evaluate import files, tables
 from ebmhybrid.evaluate.formats import count, in_255, interval, number, percent, shortened
 from ebmhybrid.evaluate.reference_rows import REFERENCE_TABLES, reference_tables
 from ebmhybrid.evaluate.report import sortable
-from ebmhybrid.evaluate.report_ood import DRAWN
+from ebmhybrid.evaluate.report_confidence import risk_table
+from ebmhybrid.evaluate.report_ood import DRAWN, accepted
 from ebmhybrid.evaluate.report_sections import sections_of
 from ebmhybrid.evaluate.sections import Cell, Column, Line, Section, Table, bounded, lines_as_text
 
@@ -255,6 +257,17 @@ def test_the_numbers_of_a_roc_curve_against_a_loop_over_thresholds(
     for row in table.rows:
         enough = [t for t in inside if sum(inside >= t) >= round(row["level"] * len(inside), 9)]
         assert row["msp"] == pytest.approx(sum(outside >= max(enough)) / len(outside), abs=1e-12)
+
+
+@pytest.mark.parametrize("n", [1, 3, 7, 20, 200, 300])
+def test_a_share_of_images_is_a_count_rounded_up_and_never_by_rounding_error(n: int) -> None:
+    ranks = np.arange(n, dtype=np.float64)
+    shares = accepted(ranks, ranks)  # of the same scores as many are accepted on both sides
+    expected = [math.ceil(Fraction(i, 20) * n) / n for i in range(1, 20)]
+    assert shares[:19] == pytest.approx(expected, abs=1e-12)
+    assert shares[-1] == 1.0
+    rows = risk_table({"s": (np.arange(1, n + 1) / n, ranks)}).rows
+    assert [row["s"] for row in rows] == [math.ceil(Fraction(i, 20) * n) - 1 for i in range(1, 21)]
 
 
 def test_the_numbers_of_risk_over_coverage_against_a_loop(full: FakeSuite, sections: dict[str, Section]) -> None:

@@ -116,7 +116,8 @@ def test_rows_of_a_curve_equal_rows_asked_alone_and_fall_with_eps() -> None:
     data = _labelled(model, images)
     radii = [0.001, 0.01, 0.05]
     curve = evaluate_robustness(model, data, ["fgsm", "pgd"], eps=radii).rows
-    assert [(row["attack"], row["eps"]) for row in curve[1:]] == [(a, e) for a in ("fgsm", "pgd", "worst") for e in radii]
+    expected = [(attack, eps) for attack in ("fgsm", "pgd", "worst") for eps in radii]
+    assert [(row["attack"], row["eps"]) for row in curve[1:]] == expected
     alone = evaluate_robustness(model, data, ["pgd"], eps=0.01).rows[1]
     assert {k: v for k, v in alone.items() if k != "seconds"} == {k: v for k, v in curve[5].items() if k != "seconds"}
     accuracies = [row["robust_accuracy"] for row in curve[4:7]]

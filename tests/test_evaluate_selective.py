@@ -164,6 +164,13 @@ def test_areas_of_resamples_are_those_of_the_resampled_sets(levels: int, share: 
         )
 
 
+def test_neighbouring_ties_of_one_rate_stay_apart_in_resamples() -> None:
+    confidence, correct = np.array([2.0, 2.0, 1.0, 1.0]), np.array([True, False, True, False])
+    aurc, augrc = areas(confidence, 1.0 - correct, np.array([[2.0, 0.0, 0.0, 2.0]]))  # two right, then two wrong
+    assert aurc[0] == pytest.approx((1 / 3 + 2 / 4) / 4)
+    assert augrc[0] == pytest.approx(0.5**2 / 2)
+
+
 def test_resamples_draw_n_of_n_evenly_and_are_reproducible() -> None:
     weights = resamples(50, draws=2000)
     assert (weights.sum(axis=1) == 50).all()
@@ -173,6 +180,7 @@ def test_resamples_draw_n_of_n_evenly_and_are_reproducible() -> None:
     for n, draws in ((0, 5), (5, 0)):
         with pytest.raises(ValueError, match="n >= 1 and draws >= 1"):
             resamples(n, draws)
+    assert interval(np.arange(101.0), level=0.9) == pytest.approx((5, 95))
     for level in (0.0, 1.0):
         with pytest.raises(ValueError, match=r"level must lie in \(0, 1\)"):
             interval(np.zeros(3), level)
@@ -186,7 +194,7 @@ def _predictions(n: int = 400, scale: float = 2.0) -> Predictions:
 
 
 def test_rows_hold_the_plain_figures_of_each_confidence() -> None:
-    predictions = _predictions()
+    predictions = _predictions(scale=8.0)
     result = selective.selective_of(predictions)
     correct = predictions.logits.argmax(1) == predictions.labels
     assert [row["score"] for row in result.rows] == ["msp", "margin", "energy"]
@@ -205,6 +213,7 @@ def test_rows_hold_the_plain_figures_of_each_confidence() -> None:
             assert row[f"{key}_low"] < row[key] < row[f"{key}_high"]
         np.testing.assert_array_equal(result.curves[row["score"]], selective.risk_coverage(confidence, correct))
     msp, _, energy = result.rows
+    assert 0 < msp["coverage_at_1"] < selective.coverage_at_risk(scores.msp(predictions.logits), correct, 0.02)
     assert msp["aurc"] < energy["aurc"]  # labels follow the softmax, so its confidence ranks them best
 
 

@@ -188,6 +188,18 @@ def test_every_part_at_once_equals_the_parts_alone(images: dict[str, Any], tmp_p
     assert len(page.ids) == len(set(page.ids))
 
 
+def test_the_ood_part_alone_takes_fitted_detectors_too(images: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model, ood_sets = Small(), {"far": images["far"]}
+    held = {"train_set": images["train"], "validation": images["validation"]}
+    whole = evaluate(model, images["test"], ood_sets=ood_sets, scores="all", **held)
+    alone = evaluate_ood(model, images["test"], ood_sets, iter(["all"]), **held)
+    assert whole.ood is not None
+    assert alone.rows == whole.ood.rows
+    with pytest.raises(ValueError, match="'knn' needs the training set"):
+        evaluate_ood(model, images["test"], ood_sets, ["knn"])
+
+
 def test_logits_alone_give_what_the_model_gives(images: dict[str, Any]) -> None:
     torch.manual_seed(0)
     model = Small()

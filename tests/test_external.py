@@ -318,6 +318,7 @@ WRONG: dict[str, tuple[str, Any]] = {
     "more classes": (r"has 4 classes \(a, b, c, \.\.\.\), the weights .* have 3", {"data": "abcd"}),
     "fewer classes": (r"has 2 classes \(a, b\), the weights .* have 3; .*order of its sub-folders", {"data": "ab"}),
     "some digits": (r"digits:7-8: has 2 classes \(7, 8\)", {"data": "digits:7-8"}),
+    "more digits": (r"digits:0-4: has 5 classes \(0, 1, 2, \.\.\.\), the weights", {"data": "digits:0-4"}),
     "validation of other classes": ("its classes are not those of .*, 'd' stands for 'c'", {"validation": "abd"}),
     "validation of more classes": ("has 4 classes", {"validation": "abcd"}),
     "training set of other classes": ("'d' stands for 'c'", {"train_data": "abd"}),
