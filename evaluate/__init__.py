@@ -24,12 +24,15 @@ if TYPE_CHECKING:
     from .on_predictions import evaluate_predictions
     from .ood import evaluate_ood
     from .predictions import predict
+    from .refine import Refined
+    from .refine_attacks import evaluate_refined
     from .robustness import evaluate_robustness
     from .sanity import sanity_panel
     from .selective import evaluate_selective
     from .suite import evaluate
 
 _HOME = {
+    "Refined": "refine",
     "evaluate": "suite",
     "evaluate_accuracy": "accuracy",
     "evaluate_calibration": "calibration",
@@ -37,6 +40,7 @@ _HOME = {
     "evaluate_detector_robustness": "detector_robustness",
     "evaluate_ood": "ood",
     "evaluate_predictions": "on_predictions",
+    "evaluate_refined": "refine_attacks",
     "evaluate_robustness": "robustness",
     "evaluate_selective": "selective",
     "predict": "predictions",
@@ -57,6 +61,7 @@ _MODULES = (
 )
 
 __all__ = [
+    "Refined",
     "accuracy",
     "calibration",
     "corruptions",
@@ -68,6 +73,7 @@ __all__ = [
     "evaluate_detector_robustness",
     "evaluate_ood",
     "evaluate_predictions",
+    "evaluate_refined",
     "evaluate_robustness",
     "evaluate_selective",
     "ood",

@@ -152,7 +152,9 @@ def evaluate(
         result["robustness"] = robustness
         if sanity is not False:
             few = min(limit or PANEL_IMAGES, PANEL_IMAGES)
-            panel = sanity_panel(model, test_set, norm, attack.main, limit=few, robustness=robustness, **common)
+            panel = sanity_panel(
+                model, test_set, norm, attack.main, limit=few, eot=eot, robustness=robustness, **common
+            )
             result["sanity"] = panel
     if target is not None:
         result["detector_robustness"] = evaluate_detector_robustness(
