@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,7 +75,8 @@ def evaluate_run(
         measures,
         Source(data_dir, download, (channels, size, size), recipe.evaluation.batch_size),
         id_name=recipe.data.test or recipe.data.train,
-        weights=digest,
+        # The recipe too: activation and normalisation decide the predictions, and are no part of the weights.
+        weights=f"{digest} {hashlib.sha256(metadata['recipe'].encode()).hexdigest()}",
         cache=home_of(run) / "cache" if cache else None,
         validation=splits.validation,
         train=splits.train,

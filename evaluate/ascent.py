@@ -11,7 +11,7 @@ kept, the image as it was included, so an attack never does worse than none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -124,25 +124,3 @@ def _random_start(images: Tensor, norm: str, eps: float, generator: torch.Genera
         radius = torch.rand(size[0], 1, 1, 1, generator=generator, dtype=torch.float64) ** (1 / size[1:].numel())
         delta = eps * radius * direction
     return project(images.double() + delta.to(images.device), images, norm, eps)[0]
-
-
-def drawn_seed(generator: torch.Generator | None) -> int:
-    """A seed from the generator, which moves on; 0 without one."""
-    if generator is None:
-        return 0
-    return int(torch.randint(2**62, (), generator=generator, device=generator.device).item())
-
-
-def recut(source: Iterable[tuple[Tensor, Tensor]], size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The same images and labels in batches of `size`, the last one smaller, whatever batches they came in."""
-    images: list[Tensor] = []
-    labels: list[Tensor] = []
-    for some_images, some_labels in source:
-        images.append(some_images)
-        labels.append(some_labels)
-        while sum(map(len, images)) >= size:
-            all_images, all_labels = torch.cat(images), torch.cat(labels)
-            yield all_images[:size], all_labels[:size]
-            images, labels = [all_images[size:]], [all_labels[size:]]
-    if sum(map(len, images)):
-        yield torch.cat(images), torch.cat(labels)

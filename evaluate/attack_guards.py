@@ -14,10 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .attacked_model import gaps
 from .predictions import Model, evaluating
-
-__all__ = ["forked_rng", "gaps", "guarded", "project", "seed_of"]
 
 _DELTA_SLACK = 1e-6
 
@@ -33,6 +30,13 @@ def guarded(model: Model) -> Iterator[None]:
     finally:
         for parameter, flag in zip(parameters, flags, strict=True):
             parameter.requires_grad_(flag)
+
+
+def drawn_seed(generator: torch.Generator | None) -> int:
+    """A seed from the generator, which moves on; 0 without one."""
+    if generator is None:
+        return 0
+    return int(torch.randint(2**62, (), generator=generator, device=generator.device).item())
 
 
 def seed_of(*parts: int) -> int:

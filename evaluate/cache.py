@@ -63,7 +63,9 @@ class PredictionCache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise EbmhybridError(f"cannot keep predictions in {self.folder}: {error.strerror or error}") from error
+            raise EbmhybridError(
+                f"cannot keep predictions in {self.folder}: {error.strerror or error}; --no-cache does without"
+            ) from error
 
     def predict(
         self,

@@ -24,7 +24,8 @@ from torch import Tensor
 from ebmhybrid.energies import log_density
 from ebmhybrid.errors import EbmhybridError, UsageError, nearest
 
-from .ascent import Objective, ascend, drawn_seed
+from .ascent import Objective, ascend
+from .attack_guards import drawn_seed
 from .attacks import forked_rng, guarded
 from .predictions import Model, check_logits
 from .robustness import check_attacks

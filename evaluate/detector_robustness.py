@@ -13,11 +13,12 @@ from torch import Tensor
 
 from ebmhybrid.errors import EbmhybridError
 
-from .ascent import Objective, ascend, drawn_seed, recut, value_and_gradient
+from .ascent import Objective, ascend, value_and_gradient
+from .attack_guards import drawn_seed
 from .attacks import forked_rng, guarded, project, seed_of
 from .detector_attacks import DIRECTIONS, Score, check_ball, score_objective, score_of
 from .ood import compare
-from .predictions import ImageSet, Model, Progress, batches, model_device, set_name
+from .predictions import ImageSet, Model, Progress, batches, model_device, recut, set_name
 from .robustness import check_attacks
 
 if TYPE_CHECKING:

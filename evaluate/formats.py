@@ -73,6 +73,15 @@ def shortened(name: str, width: int = 28) -> str:
     return name if len(name) <= width else f"{name[:keep]}...{name[-(width - keep - 3) :]}"
 
 
+def attack_name(attack: str) -> str:
+    """An attack for a reader; only the official composition is called AutoAttack.
+
+    >>> attack_name("aa"), attack_name("pgd")
+    ('AutoAttack', 'pgd')
+    """
+    return {"aa": "AutoAttack", "worst": "worst case"}.get(attack, attack)
+
+
 def variant_name(variant: str) -> str:
     """A calibration variant for a reader; an unknown one as it is.
 

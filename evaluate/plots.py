@@ -18,7 +18,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from .calibration_metrics import ReliabilityBins
-from .formats import in_255, shortened
+from .formats import attack_name, in_255, shortened
 
 if TYPE_CHECKING:
     from .ood import OODResult
@@ -142,10 +142,11 @@ def draw_robustness(axes: Axes, rows: Iterable[Mapping[str, Any]]) -> None:
         x, y = [row["eps"] for row in line], np.array([row["robust_accuracy"] for row in line])
         low, high = (np.array([row[key] for row in line]) for key in ("robust_low", "robust_high"))
         steps = line[-1].get("steps")
-        label = attack if steps is None else f"{attack}, {steps} step{'s' * (steps > 1)}"
+        unit = "queries" if attack == "square" else "step" + "s" * (steps != 1)
+        label = f"{attack_name(attack)}, {steps} {unit}" if steps else attack_name(attack)
         style: Any = {"color": COLOURS[i % 5], "linestyle": DASHES[i % 5], "label": label}
         if attack == "worst":
-            style |= {"color": "#222222", "linestyle": "-", "label": "worst case of all"}
+            style |= {"color": "#222222", "linestyle": "-", "label": "worst case"}
         # rounding can put a bound of 0 or 1 a hair inside the estimate
         errors = np.clip([y - low, high - y], 0, None)
         axes.errorbar(x, y, yerr=errors, marker="o", markersize=4, capsize=3, linewidth=1.6, **style)

@@ -9,9 +9,9 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from .formats import in_255
 from .ood import MACRO_MEAN
 from .plots import _STYLE, BLUE, GREEN, ORANGE, _apart, _grid, _legend_below, _plain
-from .tables import in_255
 
 _LINES = {
     "ood": ("OOD attacked", BLUE, "-"),

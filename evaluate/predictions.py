@@ -174,6 +174,21 @@ def batches(
             return
 
 
+def recut(source: Iterable[tuple[Tensor, Tensor]], size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same images and labels in batches of `size`, the last one smaller, whatever batches they came in."""
+    images: list[Tensor] = []
+    labels: list[Tensor] = []
+    for some_images, some_labels in source:
+        images.append(some_images)
+        labels.append(some_labels)
+        while sum(map(len, images)) >= size:
+            all_images, all_labels = torch.cat(images), torch.cat(labels)
+            yield all_images[:size], all_labels[:size]
+            images, labels = [all_images[size:]], [all_labels[size:]]
+    if sum(map(len, images)):
+        yield torch.cat(images), torch.cat(labels)
+
+
 def predict(
     model: Model,
     data: ImageSet,

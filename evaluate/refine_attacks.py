@@ -25,9 +25,10 @@ from torch import Tensor
 from ebmhybrid.errors import EbmhybridError
 
 from .accuracy import wilson_interval
-from .ascent import ascend, drawn_seed, margin, recut
+from .ascent import ascend, margin
+from .attack_guards import drawn_seed
 from .attacks import forked_rng, guarded, project, seed_of
-from .predictions import ImageSet, Model, Progress, batches, check_labels, check_logits, model_device, set_name
+from .predictions import ImageSet, Model, Progress, batches, check_labels, check_logits, model_device, recut, set_name
 from .refine import Refined
 from .robustness import check_attacks
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .formats import count, in_255, number, percent, shortened
+from .formats import attack_name, count, in_255, number, percent, shortened
 from .report_ood import is_mean
 from .sections import Card, Column, Drawing, Line, Section, Table, bounded
 
@@ -88,7 +88,7 @@ def _curve_table(rows: tuple[Row, ...]) -> Table:
 def _line(row: Row, before: str = "") -> Line:
     blind = f", no gradient for {row['zero_gradients']}" if row.get("zero_gradients") else ""
     return Line(
-        f"{before}{row['attack']} {row['norm']} {in_255(row['eps'])}",
+        f"{before}{attack_name(row['attack'])} {row['norm']} {in_255(row['eps'])}",
         percent(row["robust_accuracy"], row["robust_low"], row["robust_high"]),
         f"n={row['n']}{blind}",
     )
@@ -100,7 +100,7 @@ def _card(rows: tuple[Row, ...], asked: Any) -> Card:
     radii = [row["eps"] for row in attacked]
     eps = asked if asked in radii else max(radii)
     worst = min((row for row in attacked if row["eps"] == eps), key=lambda row: row["robust_accuracy"])
-    note = f"{worst['attack']}, {worst['norm']}, eps {in_255(eps)}, n = {count(worst['n'])}"
+    note = f"{attack_name(worst['attack'])}, {worst['norm']}, eps {in_255(eps)}, n = {count(worst['n'])}"
     return Card("Robust accuracy", percent(worst["robust_accuracy"]), note)
 
 

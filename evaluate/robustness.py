@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ebmhybrid.errors import EbmhybridError
 
 from .attack_checks import check_attacks, check_batch
+from .attack_guards import drawn_seed
 from .attacks import ATTACKS, QUERIES, AttackedModel, guarded, seed_of
-from .predictions import ImageSet, Model, Progress, batches, check_labels, model_device, set_name
+from .predictions import ImageSet, Model, Progress, batches, check_labels, model_device, recut, set_name
 from .robust_cells import Float64, attack_cell, batch_of, logits_of
 from .robust_journal import Journal, digest_of, weights_digest
 from .robust_rows import Tally
@@ -118,11 +118,11 @@ def evaluate_robustness(
         raise EbmhybridError(f"batch_size must be at least 1, got {batch_size}")
     name = set_name(data)
     device = model_device(model) if device is None else device
-    base_seed = _draw_seed(generator)
+    base_seed = drawn_seed(generator)
     import_module("torchattacks")  # now, so that the first row's seconds do not hold it
     about = {"set": name, "limit": limit, "batch_size": batch_size, "eot": eot, "seed": base_seed, "attacks": rows}
     log = Journal(None, {}) if journal is None else Journal(Path(journal), about | _identity(model, weights))
-    source: Iterable[Any] = _recut(batches(data, name, limit, device), batch_size)
+    source: Iterable[Any] = recut(batches(data, name, limit, device), batch_size)
     tally, double, target = Tally(rows), Float64(model, device, eot), AttackedModel(model, device, eot)
     gradients = any(ATTACKS[row["attack"]].gradients for row in rows)
     with guarded(model):
@@ -157,27 +157,3 @@ def _identity(model: Model, weights: str | None) -> dict[str, Any]:
 
     packages = {package: version(package) for package in ("torch", "torchattacks")}
     return {"weights": weights or weights_digest(model), "packages": packages}
-
-
-def _draw_seed(generator: torch.Generator | None) -> int:
-    """A seed from the generator, which moves on; 0 without one."""
-    if generator is None:
-        return 0
-    return int(torch.randint(2**62, (), generator=generator, device=generator.device).item())
-
-
-def _recut(source: Iterable[tuple[Tensor, Tensor]], size: int) -> Iterable[tuple[Tensor, Tensor]]:
-    """The same images and labels in batches of `size`, the last one smaller."""
-    images: list[Tensor] = []
-    labels: list[Tensor] = []
-    waiting = 0
-    for some_images, some_labels in source:
-        images.append(some_images)
-        labels.append(some_labels)
-        waiting += len(some_images)
-        while waiting >= size:
-            all_images, all_labels = torch.cat(images), torch.cat(labels)
-            yield all_images[:size], all_labels[:size]
-            images, labels, waiting = [all_images[size:]], [all_labels[size:]], waiting - size
-    if waiting:
-        yield torch.cat(images), torch.cat(labels)

@@ -31,9 +31,9 @@ import torch
 
 from ebmhybrid.errors import EbmhybridError
 
-from .ascent import drawn_seed, recut
+from .attack_guards import drawn_seed
 from .attacks import forked_rng, guarded, seed_of
-from .predictions import ImageSet, Model, Progress, batches, model_device, set_name
+from .predictions import ImageSet, Model, Progress, batches, model_device, recut, set_name
 from .robustness import RobustnessResult, check_attacks
 from .sanity_evidence import FEW, evidence_of
 from .sanity_verdicts import CHECKS, INFO, NOT_RUN, PASS, WARN, Verdict, falling_survivors, unusually_robust

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ebmhybrid.errors import EbmhybridError
 
-from .attack_guards import gaps
+from .attacked_model import gaps
 from .attacks import AttackedModel, attack_batch, project
 from .predictions import Model, check_labels, check_logits
 

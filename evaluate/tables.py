@@ -6,9 +6,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .formats import in_255 as in_255  # importable from here as well, where it once stood
-from .formats import percent as percent
-from .formats import shortened as shortened
 from .ood import METRICS
 from .sections import lines_as_text
 

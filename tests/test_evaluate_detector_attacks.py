@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from ebmhybrid.evaluate import scores
-from ebmhybrid.evaluate.ascent import ascend, margin, recut, value_and_gradient
+from ebmhybrid.evaluate.ascent import ascend, margin, value_and_gradient
 from ebmhybrid.evaluate.detector_attacks import DIFFERENTIABLE_SCORES, attack_detector
 from ebmhybrid.evaluate.detector_robustness import evaluate_detector_robustness
+from ebmhybrid.evaluate.predictions import recut
 
 BOTH = pytest.mark.parametrize("norm", ["linf", "l2"])
 WAYS = pytest.mark.parametrize("direction", ["raise", "lower"])

@@ -181,7 +181,7 @@ def test_the_card_shows_the_worst_attack_at_the_radius_asked_for(full: FakeSuite
         return found.value, found.note
 
     clean = full.robustness.rows[0]["clean_accuracy"]
-    assert card(2 / 255) == (percent(clean * 0.28), "worst, linf, eps 2/255, n = 200")
+    assert card(2 / 255) == (percent(clean * 0.28), "worst case, linf, eps 2/255, n = 200")
     assert card(8 / 255)[0] == percent(clean * 0.04)
     assert card([1 / 255, 16 / 255])[1].endswith("eps 16/255, n = 200")
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from ebmhybrid.evaluate import attacks, evaluate_robustness, robust_cells, robustness
+from ebmhybrid.evaluate import attacks, evaluate_robustness, robust_cells
+from ebmhybrid.evaluate.attack_guards import drawn_seed
 
 BOTH = pytest.mark.parametrize("norm", ["linf", "l2"])
 
@@ -151,7 +152,7 @@ def test_random_starts_follow_the_generator_and_nothing_else() -> None:
         row = evaluate_robustness(net, data, ["pgd"], "l2", 0.01, steps=1, generator=generator).rows[1]
         assert math.isclose(row["max_delta"], 0.01, rel_tol=1e-3)
         starts = torch.empty(3)
-        with attacks.forked_rng(attacks.seed_of(robustness._draw_seed(generator)), torch.device("cpu")):
+        with attacks.forked_rng(attacks.seed_of(drawn_seed(generator)), torch.device("cpu")):
             starts.uniform_()
         return float(starts.sum())
 
