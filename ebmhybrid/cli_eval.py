@@ -60,6 +60,7 @@ measure_options = options(
     click.option("--eot", type=POSITIVE, metavar="N", help="Draws of a stochastic model a step.  [default: 1]"),
     click.option("--sanity/--no-sanity", default=None, help="Signs of masked gradients.  [default: with an attack]"),
     click.option("--attack-detector", is_flag=True, default=None, help="Attack the OOD score too."),
+    click.option("--refine", is_flag=True, default=None, help="Attack SGLD-refined inference too: very slow."),
     click.option("--seed", type=click.IntRange(0, 2**63 - 1), metavar="N", help="Of the attacks' random starts."),
     click.option("--limit", type=POSITIVE, metavar="N", help="At most N images of each set."),
 )

@@ -31,7 +31,7 @@ class Measures:
         attacks, norm, steps, restarts, eot: see :func:`ebmhybrid.evaluate.evaluate_robustness`.
         eps: one radius, run at 1/4, 1/2, 1 and 2 times, or several, run as they are.
         sanity: the signs of masked gradients; None is where an attack runs.
-        attack_detector: whether to attack the OOD score too.
+        attack_detector, refine: whether to attack the OOD score, and SGLD-refined inference, too.
         corruptions, severities: whether to corrupt the test images, and how far, 1 to 5.
         limit: at most so many images of each set.
         seed: of the attacks' random starts.
@@ -48,6 +48,7 @@ class Measures:
     eot: int = 1
     sanity: bool | None = None
     attack_detector: bool = False
+    refine: bool = False
     corruptions: bool = False
     severities: Sequence[int] = (1, 2, 3, 4, 5)
     limit: int | None = None
@@ -70,7 +71,7 @@ def choose(given: Mapping[str, Any], defaults: Any = None) -> Measures:
     given = {name: value for name, value in given.items() if value is not None}
     own = {field.name: getattr(defaults, field.name, field.default) for field in fields(Measures)}
     measures = Measures(**{**own, **given})
-    attacked = bool(measures.attacks or measures.attack_detector)
+    attacked = bool(measures.attacks or measures.attack_detector or measures.refine)
     idle = [name for name in given if name in _OF_ATTACKS and not attacked]
     idle += [name for name in _OF_ACCURACY_ATTACKS if given.get(name) and not measures.attacks]
     if idle:
@@ -79,7 +80,7 @@ def choose(given: Mapping[str, Any], defaults: Any = None) -> Measures:
         raise UsageError("attack_detector needs OOD images: add --ood NAME")
     if "severities" in given and not measures.corruptions:
         raise UsageError("severities belong to corruptions, and none were asked for: add --corruptions")
-    attacks = measures.attacks or (["pgd"] if measures.attack_detector else [])
+    attacks = measures.attacks or (["pgd"] if attacked else [])
     suite.check(measures.scores, attacks, measures.norm, measures.eps, measures.steps, measures.restarts, measures.eot)
     return measures
 

@@ -22,7 +22,8 @@ CURVE = (0.25, 0.5, 1.0, 2.0)  # of eps
 class Attacks:
     """How to attack: the arguments of :func:`ebmhybrid.evaluate.evaluate_robustness`, checked.
 
-    One eps is run at a quarter, half, once and twice its value, several as they are; `main` is the first.
+    One eps is run at a quarter, half, once and twice its value, several as they are; `main` is the first. `others`:
+    whether something else is attacked with the same settings, the refined model or the OOD score.
     """
 
     names: tuple[str, ...]
@@ -31,10 +32,11 @@ class Attacks:
     steps: int
     restarts: int
     eot: int = 1
+    others: bool = False
 
     def __post_init__(self) -> None:
-        if self.names:
-            check_attacks(self.names, self.norm, self.eps, self.steps, self.restarts, eot=self.eot)
+        if self.names or self.others:
+            check_attacks(self.names or "pgd", self.norm, self.eps, self.steps, self.restarts, eot=self.eot)
 
     @property
     def main(self) -> float:

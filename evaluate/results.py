@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .detector_robustness import DetectorRobustnessResult
     from .ood import OODResult
     from .predictions import Predictions
+    from .refine_attacks import RefinedResult
     from .robustness import RobustnessResult
     from .sanity import SanityResult
     from .selective import SelectiveResult
@@ -34,6 +35,7 @@ PARTS = (
     "robustness",
     "sanity",
     "detector_robustness",
+    "refined",
 )
 _PACKAGES = ("ebmhybrid", "torch", "numpy", "scipy", "scikit-learn", "torchattacks", "pyautoattack", "netcal")
 
@@ -62,6 +64,7 @@ class SuiteResult:
     robustness: RobustnessResult | None = None
     sanity: SanityResult | None = None
     detector_robustness: DetectorRobustnessResult | None = None
+    refined: RefinedResult | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Everything but raw scores, as `results.json` holds it."""

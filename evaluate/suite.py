@@ -13,19 +13,15 @@ from .asked import Attacks, check, detector_to_attack, names_of
 from .cache import PredictionCache
 from .corruption_kinds import SEVERITIES, check_severities
 from .corruptions import Sets, evaluate_corruptions
-from .detector_robustness import evaluate_detector_robustness
 from .detectors import check_scores, needs_of
 from .features import given_by, head_of
 from .on_predictions import evaluate_predictions, of_predictions
 from .predictions import ImageSet, Model, Predictions, Progress, predict
 from .results import SuiteResult, package_versions
-from .robustness import evaluate_robustness
-from .sanity import sanity_panel
 from .scores import MODEL_SCORES, model_score
+from .under_attack import under_attack
 
 __all__ = ["Progress", "SuiteResult", "check", "evaluate", "evaluate_predictions"]
-
-PANEL_IMAGES = 200
 
 
 def evaluate(
@@ -54,6 +50,7 @@ def evaluate(
     eot: int = 1,
     sanity: bool | None = None,
     attack_detector: bool = False,
+    refine: bool = False,
     cache: PredictionCache | None = None,
     journal: Path | None = None,
 ) -> SuiteResult:
@@ -79,6 +76,7 @@ def evaluate(
             how far; see :func:`ebmhybrid.evaluate.evaluate_corruptions`.
         sanity: signs of masked gradients; None is where an attack runs.
         attack_detector: attack the first of the scores that can be, too.
+        refine: attack SGLD-refined inference too, see :func:`ebmhybrid.evaluate.evaluate_refined`: very slow.
         cache: keeps predictions for the next evaluation.
         journal: a file from which an interrupted attack goes on.
 
@@ -90,10 +88,10 @@ def evaluate(
     30
     """
     asked = names_of(scores)
-    attack = Attacks(names_of(attacks), norm, eps, steps, restarts, eot)
+    attack = Attacks(names_of(attacks), norm, eps, steps, restarts, eot, others=refine)
     given = {"train": train_set, "validation": validation, "images": True} | dict.fromkeys(given_by(model), True)
     names = check_scores(asked, [need for need, value in given.items() if value is not None])
-    target = detector_to_attack(names, attack, bool(ood_sets)) if attack_detector else None
+    detector = detector_to_attack(names, attack, bool(ood_sets)) if attack_detector else None
     check_severities(severities)
     needs, look = needs_of(names), predict if cache is None else cache.predict
     options: dict[str, Any] = {"limit": limit, "features": "features" in needs}
@@ -120,59 +118,28 @@ def evaluate(
         calibration=calibration,
         groups=groups,
     )
-    common: dict[str, Any] = {"device": device, "progress": progress}
+    common: dict[str, Any] = {"limit": limit, "device": device, "progress": progress}
     if corruptions:
-        result["corruptions"] = evaluate_corruptions(
-            model,
-            test_set,
-            None,
-            severities,
-            temperature=_temperature(result),
-            sets=corruption_sets,
-            clean=test,
-            limit=limit,
-            **common,
-        )
-    common |= {"generator": generator}
-    if attack.names:
-        robustness = evaluate_robustness(
-            model,
-            test_set,
-            attack.names,
-            norm,
-            attack.radii(test.image_shape),
-            steps,
-            restarts,
-            limit=limit,
-            eot=eot,
-            journal=journal,
-            weights=None if cache is None else cache.weights,
-            **common,
-        )
-        result["robustness"] = robustness
-        if sanity is not False:
-            few = min(limit or PANEL_IMAGES, PANEL_IMAGES)
-            panel = sanity_panel(
-                model, test_set, norm, attack.main, limit=few, eot=eot, robustness=robustness, **common
-            )
-            result["sanity"] = panel
-    if target is not None:
-        result["detector_robustness"] = evaluate_detector_robustness(
-            model,
-            test_set,
-            ood_sets or {},
-            target,
-            norm,
-            attack.main,
-            steps,
-            restarts,
-            limit=limit,
-            **common,
-        )
+        about: dict[str, Any] = {"temperature": _temperature(result), "sets": corruption_sets, "clean": test}
+        result["corruptions"] = evaluate_corruptions(model, test_set, None, severities, **about, **common)
+    result |= under_attack(
+        model,
+        test_set,
+        ood_sets or {},
+        attack,
+        test.image_shape,
+        sanity=sanity is not False,
+        detector=detector,
+        refine=refine,
+        generator=generator,
+        journal=journal,
+        weights=None if cache is None else cache.weights,
+        **common,
+    )
     settings = {"scores": list(result["test_scores"]), "calibration": calibration, "limit": limit}
     settings |= {"corruptions": corruptions, "severities": list(severities) if corruptions else []}
     return SuiteResult(
-        settings=settings | attack.settings() | {"attack_detector": target},
+        settings=settings | attack.settings() | {"attack_detector": detector, "refine": refine},
         context=dict(context or {}),
         versions=package_versions(),
         **result,

@@ -644,6 +644,7 @@ def asked(monkeypatch):
     def evaluate(model, test_set, **settings):
         found.update(settings)
         few = {"attacks": (), "corruptions": False, "sanity": None, "attack_detector": False, "train_set": None}
+        few["refine"] = False
         return original(model, test_set, **settings | few | {"scores": ["msp"], "cache": None, "journal": None})
 
     monkeypatch.setattr(suite, "evaluate", evaluate)
@@ -654,7 +655,19 @@ def test_every_option_reaches_the_suite(run, tmp_path, asked) -> None:
     result = call(
         *("eval", run, "--ood", "noise", "--score", "all", "--attack", "apgd-ce", "--attack", "square", "--norm", "l2"),
         *("--eps", "1/2", "--eps", "1", "--steps", "7", "--restarts", "2", "--eot", "3", "--no-sanity"),
-        *("--attack-detector", "--corruptions", "--severity", "1", "--severity", "4", "--seed", "9", "--limit", "30"),
+        *(
+            "--attack-detector",
+            "--refine",
+            "--corruptions",
+            "--severity",
+            "1",
+            "--severity",
+            "4",
+            "--seed",
+            "9",
+            "--limit",
+            "30",
+        ),
         *("--no-calibration", "--no-cache", "--out", tmp_path / "report"),
     )
     assert result.exit_code == 0, result.output
@@ -668,6 +681,7 @@ def test_every_option_reaches_the_suite(run, tmp_path, asked) -> None:
         "eot": 3,
         "sanity": False,
         "attack_detector": True,
+        "refine": True,
         "corruptions": True,
         "severities": (1, 4),
         "limit": 30,

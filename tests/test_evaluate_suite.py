@@ -21,7 +21,6 @@ from ebmhybrid.evaluate import (
     evaluate_corruptions,
     evaluate_ood,
     evaluate_predictions,
-    evaluate_selective,
     files,
     predict,
     report,
@@ -157,20 +156,23 @@ def test_every_part_at_once_equals_the_parts_alone(images: dict[str, Any], tmp_p
         corruptions=True,
         severities=[1, 5],
         attack_detector=True,
+        refine=True,
+        limit=10,
         cache=PredictionCache(tmp_path / "cache", "weights"),
         journal=tmp_path / "journal.jsonl",
     )
     assert found.ood is not None
     assert {row["group"] for row in found.ood.rows} == {"near", "far", None}
     assert {row["ood_set"] for row in found.ood.rows} == {"noise", "far", "near mean", "far mean", "macro mean"}
-    train = predict(model, images["train"], features=True)
-    expected = knn(train.features)(predict(model, images["far"], features=True).features)
+    train, far = (predict(model, images[name], features=True, limit=10) for name in ("train", "far"))
+    expected = knn(train.features)(far.features)
     np.testing.assert_array_equal(found.ood.ood_scores["far"]["knn"], expected)
     assert found.selective is not None
-    assert found.selective.rows == evaluate_selective(model, images["test"]).rows
+    assert found.refined is not None
+    assert {row["inference"] for row in found.refined.rows} == {"plain", "refined"}
     assert found.calibration is not None
     temperature = found.calibration.rows[1]["temperature"]
-    corrupted = evaluate_corruptions(model, images["test"], severities=[1, 5], temperature=temperature)
+    corrupted = evaluate_corruptions(model, images["test"], severities=[1, 5], temperature=temperature, limit=10)
     assert found.corruptions is not None
     assert found.corruptions.rows == corrupted.rows
     assert found.robustness is not None
