@@ -45,7 +45,8 @@ def under_attack(
         journal, weights: of :func:`ebmhybrid.evaluate.evaluate_robustness`, like the rest.
     """
     common: dict[str, Any] = {"generator": generator, "device": device, "progress": progress}
-    ball, effort = (attacks.norm, attacks.main), (attacks.steps, attacks.restarts)
+    ball: dict[str, Any] = {"norm": attacks.norm, "eps": attacks.main}
+    effort: dict[str, Any] = {"steps": attacks.steps, "restarts": attacks.restarts}
     found: dict[str, Any] = {}
     if attacks.names:
         found["robustness"] = evaluate_robustness(
@@ -54,7 +55,7 @@ def under_attack(
             attacks.names,
             attacks.norm,
             attacks.radii(shape),
-            *effort,
+            **effort,
             limit=limit,
             eot=attacks.eot,
             journal=journal,
@@ -64,10 +65,11 @@ def under_attack(
     if attacks.names and sanity:
         few = min(limit or PANEL_IMAGES, PANEL_IMAGES)
         about: dict[str, Any] = {"limit": few, "eot": attacks.eot, "robustness": found["robustness"]}
-        found["sanity"] = sanity_panel(model, test_set, *ball, **about, **common)
+        found["sanity"] = sanity_panel(model, test_set, **ball, **about, **common)
     if detector is not None:
-        given = (model, test_set, ood_sets, detector, *ball, *effort)
-        found["detector_robustness"] = evaluate_detector_robustness(*given, limit=limit, **common)
+        found["detector_robustness"] = evaluate_detector_robustness(
+            model, test_set, ood_sets, detector, limit=limit, **ball, **effort, **common
+        )
     if refine:
-        found["refined"] = evaluate_refined(Refined(model), test_set, *ball, *effort, limit=limit, **common)
+        found["refined"] = evaluate_refined(Refined(model), test_set, limit=limit, **ball, **effort, **common)
     return found
