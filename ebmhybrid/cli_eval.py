@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ebmhybrid.evaluate.suite import SuiteResult
 
 POSITIVE = click.IntRange(min=1)
+SEED = click.IntRange(0, 2**63 - 1)
 
 model_options = options(
     click.option("--model", metavar="NAME", help="A classifier of torchvision/NAME or timm/NAME instead of a run."),
@@ -28,8 +29,19 @@ model_options = options(
     click.option("--std", type=Numbers(positive=True), help="Likewise.  [default: ImageNet's]"),
 )
 measure_options = options(
-    click.option("--ood", multiple=True, metavar="NAME", help="An OOD set, repeatable, or openood-v1.5."),
-    click.option("--score", "scores", multiple=True, metavar="NAME", help="An OOD score, repeatable, or all."),
+    click.option(
+        "--ood",
+        multiple=True,
+        metavar="NAME",
+        help="An OOD set, repeatable: svhn, noise, npz:PATH, digits:7-9 ... or openood-v1.5.",
+    ),
+    click.option(
+        "--score",
+        "scores",
+        multiple=True,
+        metavar="NAME",
+        help="An OOD score, repeatable: energy, msp, knn, vim ... (docs/ood.md), or all.",
+    ),
     click.option("--calibration/--no-calibration", default=True, show_default=True),
     click.option("--corruptions/--no-corruptions", default=None, help="Corrupted test images.  [default: no]"),
     click.option(
@@ -55,14 +67,17 @@ measure_options = options(
         "  [default: 8/255]",
     ),
     click.option("--norm", type=click.Choice(["linf", "l2"]), help="The attack's norm.  [default: linf]"),
-    click.option("--steps", type=POSITIVE, metavar="N", help="Of an attack.  [default: 20]"),
+    click.option("--steps", type=POSITIVE, metavar="N", help="Of an attack by gradients.  [default: 20]"),
+    click.option("--queries", type=POSITIVE, metavar="N", help="Of square, which is slow.  [default: 5000]"),
     click.option("--restarts", type=POSITIVE, metavar="N", help="Random starts of an attack.  [default: 1]"),
     click.option("--eot", type=POSITIVE, metavar="N", help="Draws of a stochastic model a step.  [default: 1]"),
     click.option("--sanity/--no-sanity", default=None, help="Signs of masked gradients.  [default: with an attack]"),
     click.option("--attack-detector", is_flag=True, default=None, help="Attack the OOD score too."),
     click.option("--refine", is_flag=True, default=None, help="Attack SGLD-refined inference too: very slow."),
-    click.option("--seed", type=click.IntRange(0, 2**63 - 1), metavar="N", help="Of the attacks' random starts."),
-    click.option("--limit", type=POSITIVE, metavar="N", help="At most N images of each set."),
+    click.option("--seed", type=SEED, metavar="N", help="Of the attacks' random starts.  [default: the recipe's, 0]"),
+    click.option(
+        "--limit", type=POSITIVE, metavar="N", help="At most N images of each set, of those that are fitted on too."
+    ),
 )
 output_options = options(
     click.option("--no-cache", is_flag=True, help="Keep no predictions for the next time, and use none."),

@@ -17,6 +17,7 @@ from ebmhybrid.data import ImageSet
 from ebmhybrid.errors import UsageError
 from ebmhybrid.eval_sets import Source, cifar10c_sets, load_strangers
 from ebmhybrid.evaluate import suite
+from ebmhybrid.evaluate.attacks import QUERIES
 from ebmhybrid.evaluate.cache import PredictionCache
 
 
@@ -28,7 +29,7 @@ class Measures:
         ood: names of data sets, or `openood-v1.5`.
         scores: OOD scores, or `all`.
         calibration: whether to measure it.
-        attacks, norm, steps, restarts, eot: see :func:`ebmhybrid.evaluate.evaluate_robustness`.
+        attacks, norm, steps, restarts, eot, queries: see :func:`ebmhybrid.evaluate.evaluate_robustness`.
         eps: one radius, run at 1/4, 1/2, 1 and 2 times, or several, run as they are.
         sanity: the signs of masked gradients; None is where an attack runs.
         attack_detector, refine: whether to attack the OOD score, and SGLD-refined inference, too.
@@ -46,6 +47,7 @@ class Measures:
     steps: int = 20
     restarts: int = 1
     eot: int = 1
+    queries: int = QUERIES
     sanity: bool | None = None
     attack_detector: bool = False
     refine: bool = False
@@ -76,12 +78,15 @@ def choose(given: Mapping[str, Any], defaults: Any = None) -> Measures:
     idle += [name for name in _OF_ACCURACY_ATTACKS if given.get(name) and not measures.attacks]
     if idle:
         raise UsageError(f"{' and '.join(idle)}: without effect, for no attack was asked for; add --attack pgd")
+    if "queries" in given and "square" not in measures.attacks:
+        raise UsageError("queries are Square's, which was not asked for: add --attack square")
     if measures.attack_detector and not measures.ood:
         raise UsageError("attack_detector needs OOD images: add --ood NAME")
     if "severities" in given and not measures.corruptions:
         raise UsageError("severities belong to corruptions, and none were asked for: add --corruptions")
     attacks = measures.attacks or (["pgd"] if attacked else [])
-    suite.check(measures.scores, attacks, measures.norm, measures.eps, measures.steps, measures.restarts, measures.eot)
+    effort = (measures.steps, measures.restarts, measures.eot, measures.queries)
+    suite.check(measures.scores, attacks, measures.norm, measures.eps, *effort)
     return measures
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from ebmhybrid.errors import EbmhybridError, UsageError
 
 from .attack_checks import check_attacks
+from .attacks import QUERIES
 from .detector_attacks import DIFFERENTIABLE_SCORES
 from .detectors import check_scores
 
@@ -32,11 +33,13 @@ class Attacks:
     steps: int
     restarts: int
     eot: int = 1
+    queries: int = QUERIES
     others: bool = False
 
     def __post_init__(self) -> None:
         if self.names or self.others:
-            check_attacks(self.names or "pgd", self.norm, self.eps, self.steps, self.restarts, eot=self.eot)
+            names, effort = self.names or "pgd", (self.steps, self.restarts, self.queries, self.eot)
+            check_attacks(names, self.norm, self.eps, *effort)
 
     @property
     def main(self) -> float:
@@ -58,6 +61,7 @@ class Attacks:
             "eps": self.main,
             "steps": self.steps,
             "restarts": self.restarts,
+            "queries": self.queries,
             "eot": self.eot,
         }
 
@@ -75,9 +79,10 @@ def check(
     steps: int = 20,
     restarts: int = 1,
     eot: int = 1,
+    queries: int = QUERIES,
 ) -> tuple[str, ...]:
     """Refuse unknown names and radii before any work; returns the scores without repetition."""
-    Attacks(names_of(attacks), norm, eps, steps, restarts, eot)
+    Attacks(names_of(attacks), norm, eps, steps, restarts, eot, queries)
     return check_scores(scores)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from ebmhybrid.errors import EbmhybridError, UsageError, nearest
 
 from .attacks import ATTACKS, NORMS, QUERIES
 from .autoattack import require_pyautoattack
+
+SMALLEST = 1e-6  # of eps; a float32 of 1 has neighbours 6e-8 below and 1.2e-7 above
 
 
 def check_attacks(
@@ -37,10 +40,9 @@ def check_attacks(
     radii = _radii(eps, norm)
     if not names or not radii:
         raise UsageError(f"need an attack and an eps, got attacks={list(names)}, eps={radii}")
-    if steps < 1 or restarts < 1:
-        raise EbmhybridError(f"steps and restarts must be at least 1, got {steps} and {restarts}")
-    if queries < 1 or eot < 1:
-        raise EbmhybridError(f"queries and eot must be at least 1, got {queries} and {eot}")
+    for name, number in (("steps", steps), ("restarts", restarts), ("queries", queries), ("eot", eot)):
+        if not isinstance(number, Integral) or number < 1:
+            raise EbmhybridError(f"{name} must be a whole number of at least 1, got {number!r}")
     for name in names:
         _check_name(name, norm, eot)
     return [
@@ -67,6 +69,8 @@ def _radii(eps: float | Sequence[float], norm: str) -> list[float]:
     for radius in radii:
         if not (radius > 0 and math.isfinite(radius)):
             raise UsageError(f"eps must be positive, got {radius}")
+        if radius < SMALLEST:
+            raise UsageError(f"eps must be at least {SMALLEST:g}, below which float32 images hardly move, got {radius}")
         if norm == "linf" and radius > 1:
             raise UsageError(f"eps must be at most 1 for linf, got {radius}: pixels lie in [0, 1], as in 8/255")
     return sorted(set(radii))

@@ -6,27 +6,45 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .formats import in_255, variant_name
+from .formats import in_255, interval, percent, variant_name
 
 Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure to compare: key in the wide rows, heading, which direction is better, how it is shown."""
+    """A figure to compare: key in the wide rows, heading, which direction is better, how it is shown.
+
+    Attributes:
+        scale, digits: what it is multiplied by, and how many digits it is shown with.
+        scaled: it was taken at the temperature, in whichever row it stands.
+    """
 
     key: str
     heading: str
     higher: bool = False
     percent: bool = False
     bounds: tuple[str, str] | None = None
+    scale: float = 1.0
+    digits: int = 4
+    scaled: bool = False
+
+    @property
+    def better(self) -> str:
+        """Which direction is better."""
+        return f"{'higher' if self.higher else 'lower'} is better"
+
+    def shown(self, value: float, low: float | None = None, high: float | None = None) -> str:
+        """As a reader sees it, with its interval."""
+        return percent(value, low, high) if self.percent else interval(value, low, high, self.digits)
 
     def of(self, row: Row) -> tuple[float, float | None, float | None] | None:
-        """(value, low, high) of a row; None where it has no number."""
+        """(value, low, high) of a row, scaled; None where it has no number."""
         low, high = self.bounds or (f"{self.key}_low", f"{self.key}_high")
         values = [row.get(key) for key in (self.key, low, high)]
         value, *ends = (
-            float(item) if isinstance(item, (int, float)) and not isinstance(item, bool) else None for item in values
+            self.scale * item if isinstance(item, (int, float)) and not isinstance(item, bool) else None
+            for item in values
         )
         return None if value is None else (value, ends[0], ends[1])
 
@@ -50,9 +68,20 @@ class Part:
     split: bool = False
     keep: Callable[[Row], bool] = lambda row: True
 
+    @property
+    def better(self) -> str:
+        """Which direction is better, of all its figures."""
+        higher = [metric.heading for metric in self.metrics if metric.higher]
+        if len(self.metrics) == 1:
+            return f"{self.metrics[0].heading}, {self.metrics[0].better}"
+        if not higher:
+            return "lower is better"
+        return f"{' and '.join(higher)}, higher is better; the others, lower is better"
+
 
 def _attack(row: Row) -> str:
-    given = [f"{row[key]} {key}" for key in ("steps", "restarts") if row.get(key) is not None]
+    own = row["attack"] not in ("none", "worst")  # these have no settings
+    given = [f"{row[key]} {key}" for key in ("steps", "restarts") if own and row.get(key) is not None]
     return ", ".join((f"{row['attack']} {row['norm']} {in_255(row['eps'])}", *given))
 
 
@@ -81,7 +110,11 @@ PARTS = (
     Part(
         "selective",
         "Selective classification",
-        (Metric("aurc", "AURC"), Metric("augrc", "AUGRC"), *_RISKS),
+        (
+            Metric("aurc", "AURC x 1000", scale=1000, digits=2),
+            Metric("augrc", "AUGRC x 1000", scale=1000, digits=2),
+            *_RISKS,
+        ),
         _score,
         "confidence",
     ),
@@ -98,7 +131,7 @@ PARTS = (
     Part(
         "corruptions",
         "Corruptions, means",
-        (_ACCURACY, _NLL, _ECE, Metric("ece_15_scaled", "ECE, temperature-scaled")),
+        (_ACCURACY, _NLL, _ECE, Metric("ece_15_scaled", "ECE, temperature-scaled", scaled=True)),
         _corruption,
         "over",
         keep=lambda row: str(row["corruption"]).endswith("mean"),

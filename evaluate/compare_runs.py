@@ -37,7 +37,7 @@ class Comparison:
     """Several evaluations, in the order given.
 
     Attributes:
-        notes: why figures of different runs may not be comparable: other data, another n.
+        notes: why figures of different runs may not be comparable: other data, another n, no temperature.
     """
 
     runs: tuple[Run, ...]
@@ -62,10 +62,12 @@ class Comparison:
 
     def table(self) -> str:
         """Notes and tables as plain text; the published figures are on the page alone."""
-        parts = list(self.notes)
+        from .compare_sections import MARKS
+
+        parts = [*self.notes, MARKS]
         for section in self.sections:
             if section.key != "published":
-                parts += [f"{section.title}\n{table.as_text()}" for table in section.tables]
+                parts += [f"{table.title}\n{table.as_text()}" for table in section.tables]
         return "\n\n".join(parts)
 
     def save(self, folder: str | Path) -> Path:
@@ -197,9 +199,15 @@ def _shared(parts: Sequence[tuple[str, ...]]) -> int:
 
 def _notes(runs: Sequence[Run]) -> tuple[str, ...]:
     """What makes the runs' figures differ besides the models."""
+    from .report_confidence import doubted
     from .report_sections import trained_on_data
 
     notes = []
+    if doubtful := [run.label for run in runs if doubted(run.parts.get("calibration", ()))]:
+        notes.append(
+            f"The temperature is not identified by the held-out images of {', '.join(doubtful)}: figures after "
+            "temperature or vector scaling say nothing there, and such rows have no mark."
+        )
     tests = {run.label: run.content["accuracy"]["rows"][0] for run in runs}
     if len({(row.get("set"), row.get("n")) for row in tests.values()}) > 1:
         which = "; ".join(f"{label}: {row.get('set')}, n = {row.get('n')}" for label, row in tests.items())

@@ -5,12 +5,12 @@ A mark needs the same images on all sides: the digests and the sizes of the test
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .compare_parts import PARTS, Metric, Part, Row
-from .formats import interval, percent
+from .report_confidence import doubted
 from .sections import Cell, Column, Drawing, Section, Table
 
 if TYPE_CHECKING:
@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from .compare_runs import Run
 
 _DRAWN = 12  # lines of a figure, so that it fits a screen
-_MARKS = "★ best, its interval apart from the others'; ☆ best, but intervals overlap or are missing."
+MARKS = "★ best, its interval apart from the others'; ☆ best, but intervals overlap or are missing."
 _INTRO = (
     "Of each figure the best value is marked: ★ where its 95 % interval overlaps no other run's, ☆ where intervals "
-    "overlap or are missing. There is no mark where the runs saw different images, or where that is unknown. Intervals "
+    "overlap or are missing. There is no mark where the best values are equal as printed, where the runs saw different "
+    "images or that is unknown, and where a temperature that is not identified comes in. Intervals "
     "speak of the sample of test images, not of training seeds: of two runs that differ in their seed alone, one often "
     "gets a ★ too."
 )
@@ -66,11 +67,11 @@ def _runs_section(runs: Sequence[Run], trained: Sequence[str]) -> Section:
 def _section(part: Part, runs: Sequence[Run]) -> Section:
     rows = [row for metric in part.metrics for row in _rows(part, metric, runs)]
     if part.split:
-        headings = [metric.heading for metric in part.metrics]
-        chosen = [(heading, [row for row in rows if row["figure"] == heading]) for heading in headings]
-        tables = [_table(part, f"{part.title}: {heading}", heading, some, runs) for heading, some in chosen if some]
+        headings = [(metric.heading, metric.better) for metric in part.metrics]
+        chosen = [(pair, [row for row in rows if row["figure"] == pair[0]]) for pair in headings]
+        tables = [_table(part, f"{heading}, {better}", some, runs) for (heading, better), some in chosen if some]
     else:
-        tables = [_table(part, part.title, "", rows, runs)]
+        tables = [_table(part, part.better, rows, runs)]
     drawn = _for_figure([row for row in rows if row["figure"] == part.metrics[0].heading])
     return Section(part.key, part.title, tables=tuple(tables), drawings=_drawings(part, drawn, runs))
 
@@ -78,6 +79,8 @@ def _section(part: Part, runs: Sequence[Run]) -> Section:
 def _rows(part: Part, metric: Metric, runs: Sequence[Run]) -> list[dict[str, Any]]:
     """One row for each set and name that a run has the figure of, with a marked cell a run."""
     found: dict[tuple[str, str], dict[int, tuple[Any, Any, bool]]] = {}
+    doubtful = set()
+    doubts = [doubted(run.parts.get("calibration", ())) for run in runs]
     for i, run in enumerate(runs):
         test = run.parts["accuracy"][0]
         for row in filter(part.keep, run.parts.get(part.key, ())):
@@ -85,12 +88,14 @@ def _rows(part: Part, metric: Metric, runs: Sequence[Run]) -> list[dict[str, Any
             if value is not None:
                 which = str(row.get(part.set_key) or test.get("set")), part.name(row)
                 found.setdefault(which, {})[i] = (value, _basis(run, row), "n_sets" in row)
+                if ("temperature" if metric.scaled else row.get("variant")) in doubts[i]:
+                    doubtful.add(which)
     rows = []
     for (set_name, name), values in found.items():
         figures = {i: figure for i, (figure, _, _) in values.items()}
         bases = [basis for _, basis, _ in values.values()]
         same = bases[0] is not None and all(basis == bases[0] for basis in bases)
-        marks = marked(figures, metric.higher) if same else {}
+        marks = marked(figures, metric.higher, metric.shown) if same and (set_name, name) not in doubtful else {}
         about: dict[str, Any] = {"figure": metric.heading, "name": name, "set": set_name, "figures": figures}
         about["mean"] = any(is_mean for _, _, is_mean in values.values())
         rows.append(about | {f"run{i}": _cell(figure, metric, marks.get(i, "")) for i, figure in figures.items()})
@@ -110,8 +115,12 @@ def _basis(run: Run, row: Row) -> tuple[Any, ...] | None:
     return (*test, *(row.get(key) for key in ("n", "n_id", "n_ood")))
 
 
-def marked(figures: Mapping[int, tuple[float, float | None, float | None]], higher: bool) -> dict[int, str]:
-    """The marks of the best values: a filled star where the interval is apart from all others', else an open one.
+def marked(
+    figures: Mapping[int, tuple[float, float | None, float | None]], higher: bool, shown: Callable[[float], str] = repr
+) -> dict[int, str]:
+    """The mark of the best value: a filled star where the interval is apart from all others', else an open one.
+
+    There is none where another value reads the same.
 
     >>> marked({0: (0.9, 0.88, 0.92), 1: (0.8, 0.78, 0.82)}, higher=True)
     {0: '★'}
@@ -121,10 +130,10 @@ def marked(figures: Mapping[int, tuple[float, float | None, float | None]], high
     if len(figures) < 2:
         return {}
     sign = 1 if higher else -1
-    best = max(sign * value for value, _, _ in figures.values())
-    winners = [i for i, (value, _, _) in figures.items() if sign * value == best]
+    best = sign * max(sign * value for value, _, _ in figures.values())
+    winners = [i for i, (value, _, _) in figures.items() if shown(value) == shown(best)]
     if len(winners) > 1:
-        return dict.fromkeys(winners, "☆")
+        return {}
     _, *own = figures[winners[0]]
     others = [bound for i, (_, *bounds) in figures.items() if i != winners[0] for bound in bounds]
     bounds = [*own, *others]
@@ -135,18 +144,17 @@ def marked(figures: Mapping[int, tuple[float, float | None, float | None]], high
 
 
 def _cell(figure: tuple[float, float | None, float | None], metric: Metric, mark: str) -> Cell:
-    text = percent(*figure) if metric.percent else interval(*figure)
-    return Cell(f"{text} {mark}".strip(), figure[0], mark == "★")
+    return Cell(f"{metric.shown(*figure)} {mark}".strip(), figure[0], mark == "★")
 
 
-def _table(part: Part, title: str, heading: str, rows: Sequence[Row], runs: Sequence[Run]) -> Table:
+def _table(part: Part, figures: str, rows: Sequence[Row], runs: Sequence[Run]) -> Table:
     """Rows under figure, name and set, then a column a run; a table of a single figure starts with the set."""
     figure = Column("figure", "figure", "text")
     name, of = Column("name", part.heading or "of", "text"), Column("set", part.set_heading, "text")
     columns = (of, name) if part.split else (figure, name, of)
-    caption = f"{heading}. {_MARKS}" if heading else _MARKS
+    caption = f"{figures[0].upper()}{figures[1:]}. {MARKS}"
     sets, means = (tuple(row for row in rows if row["mean"] is apart) for apart in (False, True))
-    return Table(title, caption, (*columns, *_run_columns(runs)), sets, means)
+    return Table(f"{part.title}: {figures}", caption, (*columns, *_run_columns(runs)), sets, means)
 
 
 def _run_columns(runs: Sequence[Run]) -> tuple[Column, ...]:
@@ -171,7 +179,7 @@ def _drawings(part: Part, rows: list[dict[str, Any]], runs: Sequence[Run]) -> tu
     ]
     series = {run.label: [row["figures"].get(i) for row in rows] for i, run in enumerate(runs)}
     draw = partial(_draw, names, series, heading)
-    numbers = partial(_table, part, "Numbers of the figure", heading if part.split else "", rows, runs)
+    numbers = partial(_table, part, f"{heading}, {part.metrics[0].better}", rows, runs)
     return (Drawing(f"compare-{part.key}", caption, draw, numbers),)
 
 

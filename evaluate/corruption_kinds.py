@@ -9,7 +9,7 @@ so figures on these images are not CIFAR-10-C figures. Frost is left out: it nee
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -59,17 +59,21 @@ class Corruption:
         tensor(0.6000)
         """
         check_images(images, self.name)
-        _, channels, height, width = images.shape
-        if channels not in (1, 3) or min(height, width) < _SMALLEST:
-            raise EbmhybridError(
-                f"{self.name}: images must be (N, 1 or 3, H, W) with H and W at least {_SMALLEST},"
-                f" got {tuple(images.shape)}"
-            )
+        check_sides(images.shape[1:], self.name)
         strength = self.strengths[check_severities(severity)[0] - 1]
         if not len(images):
             return images.clone()
         made = self.function(at_least_float32(images).clamp(0, 1), *strength, generator)
         return made.clamp(0, 1).to(images.dtype)
+
+
+def check_sides(shape: Sequence[int], name: str = "corruptions") -> None:
+    """Raise EbmhybridError unless images of this shape (C, H, W) can be corrupted."""
+    channels, height, width = shape
+    if channels not in (1, 3) or min(height, width) < _SMALLEST:
+        raise EbmhybridError(
+            f"{name}: images must have 1 or 3 channels and sides of at least {_SMALLEST}, got {tuple(shape)}"
+        )
 
 
 def check_kinds(kinds: str | Iterable[str], valid: Iterable[str]) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from .accuracy import wilson_interval
 from .calibration_metrics import ece, nll_of_logits
 from .corruption_kinds import CORRUPTIONS, FAMILIES, SEVERITIES, check_kinds, check_severities
 from .corruption_sets import Corrupted, corrupted
-from .predictions import ImageSet, Model, Predictions, Progress, check_labels, predict, softmax
+from .predictions import ImageSet, Model, Predictions, Progress, check_labels, check_repeatable, predict, softmax
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -109,6 +109,7 @@ def evaluate_corruptions(
     """
     if temperature is not None and not (temperature > 0 and math.isfinite(temperature)):
         raise EbmhybridError(f"temperature must be positive and finite, got {temperature}")
+    check_repeatable(data)
     cells = _cells(kinds, severities, sets)
     if clean is None:
         clean = predict(model, data, device, progress, limit=limit)

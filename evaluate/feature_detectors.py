@@ -25,6 +25,7 @@ from .scores import energy
 FeatureScore = Callable[[np.ndarray], np.ndarray]
 
 _BLOCK = 4096  # rows in float64 at a time
+_LARGEST = 1e100  # squares and their sums stay finite
 _ROUNDING = 1e-10  # a residual that is so small a part of the features' norm is 0 but for rounding
 
 
@@ -37,8 +38,9 @@ def check_features(features: np.ndarray, width: int | None = None, what: str = "
         raise EbmhybridError(f"{what} are empty, of shape {features.shape}")
     if width is not None and features.shape[1] != width:
         raise EbmhybridError(f"{what} must have the {width} columns fitted on, got shape {features.shape}")
-    if bad := int((~np.isfinite(features)).sum()):
-        raise EbmhybridError(f"{what} must be finite, got {bad} NaN or inf")
+    wrong = ~np.isfinite(features) if features.dtype == np.float32 else ~(np.abs(features) <= _LARGEST)
+    if bad := int(wrong.sum()):
+        raise EbmhybridError(f"{what} must be finite and at most {_LARGEST:g} in size, got {bad} beyond, NaN or inf")
     return features
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from ebmhybrid.energies import at_least_float32
@@ -46,6 +47,20 @@ def given_by(model: Callable[[Tensor], Any]) -> tuple[str, ...]:
     """What a model offers beside its logits: "features" and "head" where it has a linear layer."""
     linear = isinstance(model, nn.Module) and any(isinstance(module, nn.Linear) for module in model.modules())
     return ("features", "head") if linear else ()
+
+
+def ends_in_head(model: Callable[[Tensor], Any], images: Tensor) -> bool:
+    """Whether the model's logits of these images are what its last linear layer returns.
+
+    >>> ends_in_head(nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU()), torch.zeros(1, 1, 2, 2))
+    False
+    """
+    try:
+        with torch.inference_mode(), captured(model):
+            model(images)
+    except Exception:  # whatever else is wrong with the model is said by the pass itself, in its own words
+        return False
+    return True
 
 
 def head_of(model: Callable[[Tensor], Any]) -> Head:

@@ -13,13 +13,23 @@ VARIANTS = {
 }
 
 
+def fixed(value: float, digits: int = 4) -> str:
+    """A number with fixed digits; what rounds to 0 has no sign.
+
+    >>> fixed(-0.00001), fixed(-0.0001), fixed(float("-inf"))
+    ('0.0000', '-0.0001', '-inf')
+    """
+    text = f"{value:.{digits}f}"
+    return text if text.strip("-0.") else text.lstrip("-")
+
+
 def number(value: float | None, digits: int = 4) -> str:
     """A figure with fixed digits, a dash where there is none.
 
     >>> number(0.5), number(None), number(float("nan")), number(float("-inf"))
     ('0.5000', '–', '–', '-inf')
     """
-    return DASH if value is None or math.isnan(value) else f"{value:.{digits}f}"
+    return DASH if value is None or math.isnan(value) else fixed(value, digits)
 
 
 def interval(value: float | None, low: float | None, high: float | None, digits: int = 4) -> str:
@@ -28,7 +38,7 @@ def interval(value: float | None, low: float | None, high: float | None, digits:
     >>> interval(0.5, 0.25, 0.75, 2), interval(0.5, None, None, 2)
     ('0.50 [0.25, 0.75]', '0.50')
     """
-    bounds = "" if value is None or low is None or high is None else f" [{low:.{digits}f}, {high:.{digits}f}]"
+    bounds = "" if value is None or low is None or high is None else f" [{fixed(low, digits)}, {fixed(high, digits)}]"
     return number(value, digits) + bounds
 
 
@@ -40,7 +50,8 @@ def percent(value: float | None, low: float | None = None, high: float | None = 
     """
     if value is None or math.isnan(value):
         return DASH
-    return f"{100 * value:.2f} %" + ("" if low is None or high is None else f" [{100 * low:.2f}, {100 * high:.2f}]")
+    bounds = "" if low is None or high is None else f" [{fixed(100 * low, 2)}, {fixed(100 * high, 2)}]"
+    return f"{fixed(100 * value, 2)} %{bounds}"
 
 
 def count(value: float | None) -> str:

@@ -48,12 +48,12 @@ def evaluate_predictions(
     given = {"train": train, "validation": validation, "head": head}
     has = {need for need, value in given.items() if value is not None}
     has |= {"features"} if all(one.features is not None for one in every) else set()
-    check_scores(asked, has)
+    names = check_scores(asked, has)
     head = head if "features" in has else None
     result = of_predictions(test, validation, train, ood, head, asked, calibration=calibration, groups=groups)
     return SuiteResult(
         settings={"scores": list(result["test_scores"]), "calibration": calibration, "limit": None, "attacks": []},
-        context=dict(context or {}),
+        context=noted(context, names, result),
         versions=package_versions(),
         **result,
     )
@@ -94,3 +94,13 @@ def of_predictions(
         "sets": tuple(sets),
         "test_scores": inside,
     }
+
+
+def noted(context: Mapping[str, Any] | None, names: Sequence[str], result: Mapping[str, Any]) -> dict[str, Any]:
+    """The context, with a note on the scores that "all" asked for and that could not be fitted."""
+    found = dict(context or {})
+    left_out = [name for name in names if name not in result["test_scores"]]
+    if left_out:
+        note = f"{', '.join(left_out)} left out of all scores: cannot be fitted here: ask for it by name to see why"
+        found["notes"] = [*found.get("notes", ()), note]
+    return found

@@ -29,7 +29,7 @@ from .ood_metrics import (
     fpr95_ood_positive,
     ranked,
 )
-from .predictions import ImageSet, Model, Predictions, Progress, predict, set_name
+from .predictions import ImageSet, Model, Predictions, Progress, check_repeatable, predict, set_name
 from .scores import MODEL_SCORES, model_score
 
 __all__ = [
@@ -88,6 +88,8 @@ def evaluate_ood(
     if not ood_sets:
         raise EbmhybridError("no OOD set was given: ood_sets maps a name to a set of images")
     scores = (scores,) if isinstance(scores, str) else tuple(scores)
+    for name, data in {"test": id_set, **ood_sets}.items():
+        check_repeatable(data, str(name))
     held = {"train": train_set, "validation": validation}
     names = check_scores(
         scores, ["images", *given_by(model), *(part for part, data in held.items() if data is not None)]

@@ -116,6 +116,8 @@ def _check(
     id_scores: Mapping[str, np.ndarray], ood_scores: Mapping[str, Mapping[str, np.ndarray]], groups: Mapping[str, str]
 ) -> None:
     for name, scores in ood_scores.items():
+        if name in (MACRO_MEAN, *GROUP_MEANS.values()):
+            raise EbmhybridError(f"an OOD set cannot be called {name!r}, which is the name of a mean: rename it")
         if scores.keys() != id_scores.keys():
             raise EbmhybridError(f"set {name!r}: has scores {sorted(scores)}, the ID set {sorted(id_scores)}")
     for name, group in groups.items():

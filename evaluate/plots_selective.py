@@ -27,13 +27,13 @@ def draw_risk_coverage(axes: Axes, curves: Mapping[str, tuple[np.ndarray, np.nda
         axes.plot(*thinned(*curve), **style)
     axes.set(xlim=(-0.01, 1.01), xlabel="coverage", ylabel="selective risk")
     axes.set_ylim(bottom=0)
-    _legend_below(axes, 2, "confidence (AURC)")
+    _legend_below(axes, 2, "confidence (AURC x 1000)")
 
 
 @mpl.rc_context(_STYLE)
 def risk_coverage_figure(result: SelectiveResult) -> Figure:
     """Risk over coverage of one set."""
     figure, axes = _grid(1, 1)
-    draw_risk_coverage(axes[0, 0], result.curves, [f"{row['score']} ({row['aurc']:.4f})" for row in result.rows])
+    draw_risk_coverage(axes[0, 0], result.curves, [f"{row['score']} ({1000 * row['aurc']:.2f})" for row in result.rows])
     axes[0, 0].set_title(f"{_plain(result.rows[0]['set'])}, n = {result.rows[0]['n']:,}")
     return figure

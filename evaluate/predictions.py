@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -76,10 +77,19 @@ def taken(data: ImageSet, limit: int | None) -> ImageSet:
 
     A set without it is cut to its first `limit` images by :func:`batches`.
     """
-    if limit is not None and limit < 1:
-        raise EbmhybridError(f"limit must be at least 1, got {limit}")
+    if limit is not None and (not isinstance(limit, Integral) or limit < 1):
+        raise EbmhybridError(f"limit must be a whole number of at least 1, got {limit!r}")
     take = getattr(data, "take", None)
     return take(limit) if limit is not None and callable(take) else data
+
+
+def check_repeatable(data: ImageSet, default: str = "test") -> None:
+    """An error for an iterator, such as a generator: after one pass it is empty, and the second would say so."""
+    if isinstance(data, Iterator):
+        name = set_name(data, default)
+        raise EbmhybridError(
+            f"set {name!r}: can be read only once, and more passes are needed: pass a list of its batches"
+        )
 
 
 def model_device(model: Model) -> torch.device | None:
@@ -157,7 +167,10 @@ def batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Checked (images, labels) batches of the first `limit` images; images on the device, labels on the CPU."""
     seen = 0
-    for images, labels in taken(data, limit):
+    for batch in _batches_of(data, name, limit):
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            raise EbmhybridError(f"set {name!r}: must yield batches (images, labels), got {type(batch).__name__}")
+        images, labels = batch
         check_images(images, name)
         labels = torch.as_tensor(labels).cpu()
         if labels.shape != images.shape[:1] or labels.is_floating_point():
@@ -172,6 +185,14 @@ def batches(
         seen += len(images)
         if limit is not None and seen >= limit:
             return
+
+
+def _batches_of(data: ImageSet, name: str, limit: int | None) -> Iterator[Any]:
+    try:
+        return iter(taken(data, limit))
+    except TypeError:
+        what = type(data).__name__
+        raise EbmhybridError(f"set {name!r}: must be an iterable of (images, labels) batches, got {what}") from None
 
 
 def recut(source: Iterable[tuple[Tensor, Tensor]], size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -231,8 +252,13 @@ def predict(
     source: Iterable[Any] = batches(data, name, limit, device)
     with evaluating(model), torch.inference_mode(), captured(model, features) as kept:
         for images, targets in progress(source, name) if progress else source:
+            version = _version(images)
             with torch.autocast(images.device.type, enabled=False):
                 output = model(images)
+            if _version(images) != version:
+                raise EbmhybridError(
+                    "the model changes its images in place, which the next pass would see: let it copy"
+                )
             checked = check_logits(output, images, name, start=sum(map(len, labels)))
             half |= checked.dtype != output.dtype
             logits.append(checked.cpu().double())
@@ -254,6 +280,11 @@ def predict(
     if labelled:
         check_labels(merged.labels, merged.logits.shape[1], name)
     return merged
+
+
+def _version(images: Tensor) -> int:
+    """Counts changes in place; a tensor made in inference mode, which nobody else holds, does not."""
+    return 0 if images.is_inference() else images._version
 
 
 def _notes(data: ImageSet) -> tuple[str, ...]:

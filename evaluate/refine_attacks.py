@@ -93,6 +93,8 @@ def evaluate_refined(
     >>> [(row["inference"], row["attack"], row["robust_accuracy"]) for row in rows[:4]]
     [('plain', 'none', 1.0), ('plain', 'pgd', 0.5), ('refined', 'none', 1.0), ('refined', 'transfer', 0.5)]
     """
+    if not isinstance(refined, Refined):
+        raise EbmhybridError(f"refined must be a Refined(model), got {type(refined).__name__}")
     specs = check_attacks(["pgd"], norm, eps, steps, restarts)
     if batch_size < 1 or eot < 1:
         raise EbmhybridError(f"batch_size and eot must be at least 1, got {batch_size} and {eot}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +35,8 @@ def calibration_section(calibration: Any, result: SuiteResult) -> Section:
     drawings = (
         Drawing(
             f"reliability-{row['variant']}",
-            f"Reliability diagram, {variant_name(row['variant'])}: accuracy over confidence, on the diagonal for a "
-            f"calibrated model. ECE {number(row['ece_15'])}.",
+            f"Reliability diagram, {_heading(row['variant'], doubted(rows))}: accuracy over confidence, on the "
+            f"diagonal for a calibrated model. ECE {number(row['ece_15'])}.",
             partial(_draw_reliability, calibration.diagrams[row["variant"]], row),
             partial(_bins_table, calibration.diagrams[row["variant"]]),
         )
@@ -49,7 +49,7 @@ def calibration_section(calibration: Any, result: SuiteResult) -> Section:
         tuple(_unidentified(row) for row in rows if row.get("temperature_unidentified")),
         (_family_table(rows), _likelihood_table(rows)),
         tuple(drawings),
-        tuple(_line(row) for row in rows),
+        tuple(_line(row, doubted(rows)) for row in rows),
         _card(rows),
     )
 
@@ -62,6 +62,17 @@ def _fitted(rows: tuple[Row, ...]) -> str:
     return f"{what} fitted on {count(rows[1]['n_validation'])} held-out images."
 
 
+def doubted(rows: Iterable[Row]) -> frozenset[str]:
+    """The variants that rest on a temperature which the held-out images do not identify.
+
+    Vector scaling starts from that temperature.
+
+    >>> sorted(doubted([{"variant": "raw"}, {"variant": "temperature", "temperature_unidentified": True}]))
+    ['temperature', 'vector']
+    """
+    return frozenset(("temperature", "vector") if any(row.get("temperature_unidentified") for row in rows) else ())
+
+
 def _unidentified(row: Row) -> str:
     """Why the fit of a temperature says nothing."""
     if row["temperature"] < 1:
@@ -71,31 +82,35 @@ def _unidentified(row: Row) -> str:
         )
     else:
         why = "the flattest softmax of the search fits best, so these logits mislead and no temperature mends them."
-    return f"The temperature is not identified: {why}"
+    return f"The temperature is not identified, and vector scaling starts from it: {why}"
 
 
 def _family_table(rows: tuple[Row, ...]) -> Table:
+    """A row a figure, a column a variant; what a perfect model shows, for the model as trained."""
+    doubt = doubted(rows)
     columns = (
         Column("figure", "figure", "text"),
-        Column("variant", "variant", "text"),
-        bounded("value", "value"),
-        Column("perfect", "perfect model"),
+        *(bounded(row["variant"], _heading(row["variant"], doubt)) for row in rows),
+        Column("perfect", "perfect model, as trained"),
     )
-    body = [
-        {
-            "figure": title,
-            "variant": variant_name(row["variant"]),
-            "value": row[key],
-            "value_low": row.get(f"{key}_low"),
-            "value_high": row.get(f"{key}_high"),
-            "perfect": row.get(f"{key}_perfect"),
-        }
-        for key, title in _FAMILY.items()
-        for row in rows
-        if key in row
-    ]
-    caption = f"15 bins; in brackets 95 % bootstrap intervals; n = {count(rows[0]['n'])}."
-    return Table("Calibration", caption, columns, tuple(body))
+    body = tuple(_figure(key, title, rows) for key, title in _FAMILY.items() if key in rows[0])
+    caption = (
+        f"15 bins; lower is better; in brackets 95 % bootstrap intervals; n = {count(rows[0]['n'])}. Last column: a "
+        "perfectly calibrated model with the confidences of this one as trained."
+    )
+    return Table("Calibration", caption, columns, body)
+
+
+def _heading(variant: str, doubt: Container[str]) -> str:
+    return variant_name(variant) + (" (T not identified)" if variant in doubt else "")
+
+
+def _figure(key: str, title: str, rows: tuple[Row, ...]) -> Row:
+    """One figure of all variants, with intervals."""
+    found: dict[str, Any] = {"figure": title, "perfect": rows[0].get(f"{key}_perfect")}
+    for row in rows:
+        found |= {f"{row['variant']}{end}": row.get(f"{key}{end}") for end in ("", "_low", "_high")}
+    return found
 
 
 def _likelihood_table(rows: tuple[Row, ...]) -> Table:
@@ -136,24 +151,25 @@ def _bins_table(table: ReliabilityBins) -> Table:
     return Table("Numbers of the figure", "Bins are closed on the right.", columns, rows)
 
 
-def _line(row: Row) -> Line:
+def _line(row: Row, doubt: Container[str]) -> Line:
     variant = row["variant"]
     scaled = f"at T={row['temperature']:.3g}" if variant == "temperature" else variant_name(variant)
     # Without an error on the validation images any smaller T lowers their NLL: the fit says nothing.
-    doubt = ", T not identified" if row.get("temperature_unidentified") else ""
+    unknown = ", T not identified" if variant in doubt else ""
     return Line(
         "ECE-15" if variant == "raw" else f"ECE-15 {scaled}",
         interval(row["ece_15"], row["ece_15_low"], row["ece_15_high"]),
-        f"perfect model {number(row['ece_15_perfect'])}, NLL {number(row['nll'])}, n={row['n']}{doubt}",
+        f"perfect model {number(row['ece_15_perfect'])}, NLL {number(row['nll'])}, n={row['n']}{unknown}",
     )
 
 
 def _card(rows: tuple[Row, ...]) -> Card:
-    row = rows[0]
+    """ECE as trained and at the temperature, where that is one to rely on."""
+    row, doubt = rows[0], doubted(rows)
     after = "".join(
         f"; {number(one['ece_15'])} at temperature {one['temperature']:.3g}"
         for one in rows
-        if one["variant"] == "temperature"
+        if one["variant"] == "temperature" and "temperature" not in doubt
     )
     note = f"as trained{after}; a perfect model shows {number(row['ece_15_perfect'])}, n = {count(row['n'])}"
     return Card("ECE, 15 bins", number(row["ece_15"]), note)
@@ -163,26 +179,29 @@ def selective_section(selective: Any, result: SuiteResult) -> Section:
     """Risk over coverage when the least confident images are left undecided."""
     columns = (
         Column("score", "confidence", "text"),
-        bounded("aurc", "AURC"),
-        bounded("augrc", "AUGRC"),
-        Column("e_aurc", "E-AURC"),
+        bounded("aurc", "AURC x 1000", digits=2, scale=1000),
+        bounded("augrc", "AUGRC x 1000", digits=2, scale=1000),
+        Column("e_aurc", "E-AURC x 1000", digits=2, scale=1000),
         *(bounded(f"risk_at_{share}", f"risk at {share} % coverage", "percent") for share in (80, 90, 95)),
         Column("coverage_at_1", "coverage at 1 % risk", "percent"),
         Column("n", "n", "count"),
     )
     rows: tuple[Row, ...] = selective.rows
-    caption = "In brackets 95 % bootstrap intervals. Areas and risks: lower is better; coverage: higher is better."
+    caption = (
+        "In brackets 95 % bootstrap intervals. Areas (x 1000) and risks: lower is better; coverage: higher is better."
+    )
     text = (
         "A selective classifier decides only where it is confident. Risk is the share of errors among the images "
         "decided, coverage the share of images decided. AURC is the area under risk over coverage, E-AURC its "
         "excess over the best possible ordering with the same errors, AUGRC the area under errors as a share of all "
-        "images."
+        "images. The areas are shown times 1000."
     )
+    area, general, excess = columns[1:4]
     lines = [
         Line(
-            f"AURC {row['score']}",
-            interval(row["aurc"], row.get("aurc_low"), row.get("aurc_high")),
-            f"E-AURC {number(row.get('e_aurc'))}, AUGRC {number(row.get('augrc'))}, n={row['n']}",
+            f"AURC x 1000 {row['score']}",
+            area.cell(row).text,
+            f"E-AURC x 1000 {excess.cell(row).text}, AUGRC x 1000 {general.cell(row).text}, n={row['n']}",
         )
         for row in rows
     ]

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .formats import number, percent
+from .report_confidence import doubted
 from .sections import Column, Drawing, Line, Section, Table, bounded
 
 if TYPE_CHECKING:
@@ -39,24 +40,29 @@ def corruptions_section(corruptions: Any, result: SuiteResult) -> Section:
     text = (
         "The test set under corruptions of growing severity. Means are unweighted, over corruptions and severities. "
         "The temperature, where there is one, was fitted on clean held-out images."
-    ) + (" These corruptions were generated on the fly: they are not CIFAR-10-C." if generated else "")
-    caption = "In brackets 95 % Wilson intervals; means have none. ECE with 15 bins, lower is better."
-    lines = tuple(
-        Line(
-            f"{row['corruption']}" + (f", severity {row['severity']}" if row["severity"] else ""),
-            percent(row["accuracy"]),
-            f"NLL {number(row.get('nll'))}, ECE-15 {number(row.get('ece_15'))}",
-        )
-        for row in means
     )
+    if doubted(result.calibration.rows if result.calibration else ()):
+        text += " It is not identified by these images: do not rely on the figures that use it."
+    text += " These corruptions were generated on the fly: they are not CIFAR-10-C." if generated else ""
+    caption = "In brackets 95 % Wilson intervals; means have none. ECE with 15 bins, lower is better."
     return Section(
         "corruptions",
         "Corruptions",
         (text,),
         tables=(Table("Corruptions", caption, columns, rows, means),),
         drawings=tuple(_severity(corruptions.rows, metric, what) for metric, what in _SEVERITY.items()),
-        lines=lines,
+        lines=tuple(_line(row) for row in means),
     )
+
+
+def _line(row: Row) -> Line:
+    """A mean for the terminal: over what, of how many images and cells, and where the images come from."""
+    family = str(row["corruption"]).removesuffix(" mean")
+    over = f"severity {row['severity']}" if row.get("severity") else family
+    cells = f"{row['cells']} cell{'s' * (row['cells'] != 1)}, " if row.get("cells") else ""
+    source = {"files": "from files"}.get(row.get("source", ""), row.get("source", ""))
+    figures = f"NLL {number(row.get('nll'))}, ECE-15 {number(row.get('ece_15'))}"
+    return Line(f"corruptions, {over}", percent(row["accuracy"]), f"{figures}, n={row['n']}, {cells}{source}")
 
 
 def _severity(rows: tuple[Row, ...], metric: str, what: str) -> Drawing:

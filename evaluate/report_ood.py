@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .files import slugs
-from .formats import number, shortened
+from .formats import count, interval, number, shortened
+from .ood_compare import MACRO_MEAN
 from .sections import Card, Column, Drawing, Line, Section, Table, bounded
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]
 DRAWN = 5  # scores of which histograms and ROC curves are drawn: more are too many to tell apart
+_MOST_BOUNDED = 4  # scores that the terminal shows with intervals
 _LEVELS = (*(i / 20 for i in range(1, 20)), 0.99, 1.0)
 _TEXT = (
     "Every score is higher for images like the training data. AUPR and FPR95 depend on which side counts as positive, "
@@ -52,8 +54,6 @@ def ood_section(ood: Any, result: SuiteResult) -> Section:
     )
     rows = tuple(row for row in ood.rows if not is_mean(row))
     means = tuple(row for row in ood.rows if is_mean(row))
-    score, sets = next(iter(ood.id_scores)), list(ood.ood_scores)
-    note = f"{score}, " + (f"mean of {len(sets)} sets" if len(sets) > 1 else f"on {sets[0]}")
     drawn = () if len(ood.id_scores) <= DRAWN else (f"Of {len(ood.id_scores)} scores the first {DRAWN} are drawn.",)
     return Section(
         "ood",
@@ -62,8 +62,22 @@ def ood_section(ood: Any, result: SuiteResult) -> Section:
         tables=(Table("OOD detection", caption, _COLUMNS, rows, means),),
         drawings=tuple(drawings),
         lines=_lines(ood.rows),
-        card=Card("OOD AUROC", number(ood.mean(score)), note),
+        card=_card(ood),
     )
+
+
+def _card(ood: Any) -> Card:
+    """AUROC of the first score, the mean where there are several sets."""
+    score, sets = next(iter(ood.id_scores)), list(ood.ood_scores)
+    which = MACRO_MEAN if len(sets) > 1 else sets[0]
+    row = next(row for row in ood.rows if (row["score"], row["ood_set"]) == (score, which))
+    note = f"{score}, " + (f"mean of {len(sets)} sets" if len(sets) > 1 else f"on {sets[0]}")
+    if row.get("auroc_low") is not None and row.get("auroc_high") is not None:
+        note += f", 95 % interval {number(row['auroc_low'])} to {number(row['auroc_high'])}"
+    note += f", n = {count(row['n_id'])} and {count(row['n_ood'])}"
+    if len(ood.id_scores) > 1:
+        note += f"; first of {len(ood.id_scores)} scores"
+    return Card("OOD AUROC", number(row["auroc"]), note)
 
 
 def _drawings(ood: Any, name: str, part: str) -> list[Drawing]:
@@ -153,14 +167,20 @@ def _auroc_table(rows: list[Row]) -> Table:
 
 
 def _lines(rows: tuple[Row, ...]) -> tuple[Line, ...]:
-    """AUROC of all scores a set, a few on each line."""
+    """AUROC of all scores a set, a few on each line; with intervals where that stays short."""
     of_set: dict[str, list[Row]] = {}
     for row in rows:
         of_set.setdefault(row["ood_set"], []).append(row)
     lines: list[Line] = []
     for name, some in of_set.items():
-        shown = [f"{row['score']} {row['auroc']:.4f}" for row in some]
-        chunks = ["  ".join(shown[i : i + DRAWN]) for i in range(0, len(shown), DRAWN)]
+        few = len(some) <= _MOST_BOUNDED
+        shown = [f"{row['score']} {_auroc(row) if few else number(row['auroc'])}" for row in some]
+        chunk = 2 if few else DRAWN
+        chunks = ["  ".join(shown[i : i + chunk]) for i in range(0, len(shown), chunk)]
         lines.append(Line(f"OOD AUROC {shortened(name)}", chunks[0], f"n={some[0]['n_id']} and {some[0]['n_ood']}"))
-        lines += [Line("", chunk) for chunk in chunks[1:]]
+        lines += [Line("", more) for more in chunks[1:]]
     return tuple(lines)
+
+
+def _auroc(row: Row) -> str:
+    return interval(row["auroc"], row.get("auroc_low"), row.get("auroc_high"))

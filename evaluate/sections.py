@@ -37,6 +37,7 @@ class Column:
         kind: "text"; "number" with fixed digits; "percent" of a share; "count"; "eps", in 1/255 where that is short;
             "given", a number as its source prints it.
         low, high: keys of an interval's bounds, shown beside the value where a row has them; "" for none.
+        scale: what a "number" is multiplied by where it is shown; it sorts as it is.
         wrap: long text that may break over lines.
     """
 
@@ -47,6 +48,7 @@ class Column:
     low: str = ""
     high: str = ""
     wrap: bool = False
+    scale: float = 1.0
 
     @property
     def numeric(self) -> bool:
@@ -72,12 +74,15 @@ class Column:
         if self.kind == "eps":
             return in_255(value)
         bounds = row.get(self.low), row.get(self.high)
-        return percent(value, *bounds) if self.kind == "percent" else interval(value, *bounds, self.digits)
+        if self.kind == "percent":
+            return percent(value, *bounds)
+        low, high = (None if bound is None else self.scale * bound for bound in bounds)
+        return interval(self.scale * value, low, high, self.digits)
 
 
-def bounded(key: str, heading: str, kind: str = "number", digits: int = 4) -> Column:
+def bounded(key: str, heading: str, kind: str = "number", digits: int = 4, scale: float = 1.0) -> Column:
     """A column with the interval `<key>_low` to `<key>_high`."""
-    return Column(key, heading, kind, digits, f"{key}_low", f"{key}_high")
+    return Column(key, heading, kind, digits, f"{key}_low", f"{key}_high", scale=scale)
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,24 @@ import numpy as np
 import torch
 
 from .asked import Attacks, check, detector_to_attack, names_of
+from .attacks import QUERIES
 from .cache import PredictionCache
-from .corruption_kinds import SEVERITIES, check_severities
+from .corruption_kinds import SEVERITIES, check_severities, check_sides
 from .corruptions import Sets, evaluate_corruptions
-from .detectors import check_scores, needs_of
-from .features import given_by, head_of
-from .on_predictions import evaluate_predictions, of_predictions
-from .predictions import ImageSet, Model, Predictions, Progress, predict
+from .detectors import ALL, check_scores, needs_of
+from .features import ends_in_head, given_by, head_of
+from .on_predictions import evaluate_predictions, noted, of_predictions
+from .predictions import (
+    ImageSet,
+    Model,
+    Predictions,
+    Progress,
+    batches,
+    check_repeatable,
+    evaluating,
+    model_device,
+    predict,
+)
 from .results import SuiteResult, package_versions
 from .scores import MODEL_SCORES, model_score
 from .under_attack import under_attack
@@ -48,6 +59,7 @@ def evaluate(
     corruption_sets: Sets | None = None,
     severities: Sequence[int] = SEVERITIES,
     eot: int = 1,
+    queries: int = QUERIES,
     sanity: bool | None = None,
     attack_detector: bool = False,
     refine: bool = False,
@@ -65,7 +77,7 @@ def evaluate(
         scores: OOD scores by name, see `detectors.check_scores`, or "all" that the other arguments suffice for.
         calibration: whether to measure calibration.
         attacks: names of `attacks.ATTACKS`; none by default, they are slow.
-        norm, steps, restarts, eot, generator: see :func:`ebmhybrid.evaluate.evaluate_robustness`.
+        norm, steps, restarts, eot, queries, generator: see :func:`ebmhybrid.evaluate.evaluate_robustness`.
         eps: one radius, run at a quarter, half, once and twice its value, or several, run as they are.
         limit: at most so many images of each set; every n says what was used.
         progress: progress(batches, text) -> batches, to show a bar.
@@ -87,12 +99,15 @@ def evaluate(
     >>> evaluate(lambda images: images.flatten(1), data).accuracy.rows[0]["n"]
     30
     """
+    for name, data in {"test": test_set, **(ood_sets or {})}.items():
+        check_repeatable(data, str(name))
+    check_severities(severities)
     asked = names_of(scores)
-    attack = Attacks(names_of(attacks), norm, eps, steps, restarts, eot, others=refine)
-    given = {"train": train_set, "validation": validation, "images": True} | dict.fromkeys(given_by(model), True)
+    attack = Attacks(names_of(attacks), norm, eps, steps, restarts, eot, queries, refine)
+    given = {"train": train_set, "validation": validation, "images": True}
+    given |= dict.fromkeys(_offered(model, test_set, asked, device), True)
     names = check_scores(asked, [need for need, value in given.items() if value is not None])
     detector = detector_to_attack(names, attack, bool(ood_sets)) if attack_detector else None
-    check_severities(severities)
     needs, look = needs_of(names), predict if cache is None else cache.predict
     options: dict[str, Any] = {"limit": limit, "features": "features" in needs}
 
@@ -104,6 +119,8 @@ def evaluate(
         return {score: model_score(model, data, score, device, progress, name=name, limit=limit) for score in wanted}
 
     test = seen(test_set)
+    if corruptions:  # before the figures that a mistake would lose
+        check_sides(test.image_shape)
     fitting = validation is not None and (calibration or "validation" in needs)
     strangers = {str(name): seen(data, str(name), labelled=False) for name, data in (ood_sets or {}).items()}
     result = of_predictions(
@@ -140,10 +157,20 @@ def evaluate(
     settings |= {"corruptions": corruptions, "severities": list(severities) if corruptions else []}
     return SuiteResult(
         settings=settings | attack.settings() | {"attack_detector": detector, "refine": refine},
-        context=dict(context or {}),
+        context=noted(context, names, result),
         versions=package_versions(),
         **result,
     )
+
+
+def _offered(model: Model, data: ImageSet, asked: Sequence[str], device: torch.device | str | None) -> tuple[str, ...]:
+    """What the model offers beside logits; where all scores are asked for, one image tells whether it really does."""
+    offered = given_by(model)
+    if offered and ALL in asked:
+        with evaluating(model):
+            for images, _ in batches(data, "test", 1, device or model_device(model)):
+                return offered if ends_in_head(model, images) else ()
+    return offered
 
 
 def _temperature(result: Mapping[str, Any]) -> float | None:

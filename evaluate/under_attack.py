@@ -58,6 +58,7 @@ def under_attack(
             **effort,
             limit=limit,
             eot=attacks.eot,
+            queries=attacks.queries,
             journal=journal,
             weights=weights,
             **common,

@@ -116,9 +116,10 @@ def _robustness(name: str, n: int, clean: float) -> tuple[dict[str, Any], ...]:
         for i, attack in enumerate(attacks)
         for share, eps in radii
     ]
-    unset: dict[str, Any] = {"steps": None, "restarts": None, "seconds": None}
+    unset: dict[str, Any] = {"steps": 0, "restarts": 0, "eot": 1, "seconds": None}  # as the suite writes them
     worst = [_attacked(name, n, clean, "worst", eps, 0.4 * share) | unset for share, eps in radii]
-    return (_attacked(name, n, clean, "none", 0.0, 1.0), *rows, *worst)
+    none = _attacked(name, n, clean, "none", 0.0, 1.0) | {"steps": 0, "restarts": 0, "eot": 1}
+    return (none, *(row | {"eot": 1} for row in rows), *worst)
 
 
 _SANITY: tuple[dict[str, Any], ...] = tuple(
@@ -146,7 +147,8 @@ def _detector(name: str, n: int) -> tuple[dict[str, Any], ...]:
     return tuple(
         {"ood_set": ood_set, "score": "energy", "id_set": name, "n_id": n, "n_ood": 300, "attacked": attacked}
         | {"norm": "linf", "eps": 0.0 if attacked == "none" else 8 / 255, "steps": 20, "restarts": 1, "seconds": 2.0}
-        | {"auroc": auroc, "aupr_in": auroc, "aupr_out": auroc, "zero_gradients": 0}
+        | {"auroc": auroc, "auroc_low": auroc - 0.04, "auroc_high": auroc + 0.04}
+        | {"aupr_in": auroc, "aupr_out": auroc, "zero_gradients": 0}
         | {"fpr95_id_positive": 1 - auroc, "fpr95_ood_positive": 1 - auroc}
         | ({"n_sets": 2} if "mean" in ood_set else {})
         for ood_set in ("svhn", HOSTILE, "macro mean")

@@ -272,8 +272,8 @@ def test_square_needs_no_gradient_and_the_others_say_so() -> None:
     [
         (["cw"], {"norm": "linf"}, "attack 'cw' exists for norm l2 only, got 'linf'"),
         (["apgd"], {}, "unknown attack 'apgd': did you mean 'pgd'"),
-        (["pgd"], {"eot": 0}, "queries and eot must be at least 1, got 5000 and 0"),
-        (["square"], {"queries": 0}, "queries and eot must be at least 1, got 0 and 1"),
+        (["pgd"], {"eot": 0}, "eot must be a whole number of at least 1, got 0"),
+        (["square"], {"queries": 0}, "queries must be a whole number of at least 1, got 0"),
         (["apgd-dlr"], {}, "attack 'apgd-dlr' needs at least 3 classes, the model has 2"),
     ],
 )

@@ -17,8 +17,9 @@ from fake_suite import HOSTILE, SCORES, fake_suite
 from ebmhybrid.errors import EbmhybridError, UsageError
 from ebmhybrid.evaluate import tables
 from ebmhybrid.evaluate.compare_runs import Comparison, compare_results, labels
-from ebmhybrid.evaluate.compare_sections import comparison_sections, marked
+from ebmhybrid.evaluate.compare_sections import MARKS, comparison_sections, marked
 from ebmhybrid.evaluate.files import dumps
+from ebmhybrid.evaluate.formats import number as four_digits
 from ebmhybrid.evaluate.sections import Cell
 
 Change = Callable[[dict[str, Any]], object]
@@ -109,7 +110,7 @@ def test_the_better_run_is_marked_whichever_direction_is_better(written: Callabl
     comparison = compare_results(written())
     accuracy = _marks(comparison, "accuracy")
     assert [accuracy[key, "", "cifar10/test"] for key in ("accuracy", "NLL", "Brier")] == ["b★", "b☆", "b☆"]
-    assert _marks(comparison, "selective")["AURC", "msp", "cifar10/test"] == "b★"
+    assert _marks(comparison, "selective")["AURC x 1000", "msp", "cifar10/test"] == "b★"
     assert _marks(comparison, "ood")["AUROC", "energy", "macro mean"] == "b★"
     assert _marks(comparison, "ood", 1)["FPR95, OOD positive", "energy", "svhn"] == "b★"
     best = next(row["run1"] for row in _rows(comparison, "accuracy") if row["figure"] == "accuracy")
@@ -123,10 +124,10 @@ def _naive_marks(figures: dict[int, Any], higher: bool) -> dict[int, str]:
     for i, (value, low, high) in figures.items():
         others = [other for j, other in figures.items() if j != i]
         beaten = [value > other[0] if higher else value < other[0] for other in others]
-        equal = [value == other[0] for other in others]
-        if others and all(one or same for one, same in zip(beaten, equal, strict=True)):
+        equal = [f"{value:.4f}" == f"{other[0]:.4f}" for other in others]
+        if others and all(beaten) and not any(equal):
             known = None not in (low, high) and all(None not in other for other in others)
-            apart = known and all(beaten) and all(low > other[2] if higher else high < other[1] for other in others)
+            apart = known and all(low > other[2] if higher else high < other[1] for other in others)
             found[i] = "★" if apart else "☆"
     return found
 
@@ -134,10 +135,56 @@ def _naive_marks(figures: dict[int, Any], higher: bool) -> dict[int, str]:
 @pytest.mark.parametrize("higher", [True, False])
 def test_marks_against_their_definition(higher: bool) -> None:
     choices = [(0.5, 0.4, 0.6), (0.7, 0.65, 0.8), (0.7, None, None), (0.9, 0.8, 1.0), (0.9, 0.85, 1.0), (0.1, 0.0, 0.2)]
+    choices += [(0.90001, 0.88, 0.99), (0.09999, 0.0, 0.15)]  # printed as 0.9 and 0.1 are
     for size in (1, 2, 3):
         for some in itertools.product(choices, repeat=size):
             figures = dict(enumerate(some))
-            assert marked(figures, higher) == _naive_marks(figures, higher), (figures, higher)
+            assert marked(figures, higher, four_digits) == _naive_marks(figures, higher), (figures, higher)
+
+
+def test_areas_are_compared_times_1000(written: Callable[..., list[Path]], contents: dict[str, dict[str, Any]]) -> None:
+    comparison = compare_results(written())
+    raw = next(row for row in contents["a"]["selective"]["rows"] if row["score"] == "msp")
+    for heading, key in (("AURC x 1000", "aurc"), ("AUGRC x 1000", "augrc")):
+        row = next(row for row in _rows(comparison, "selective") if (row["figure"], row["name"]) == (heading, "msp"))
+        low, high = 1000 * raw[f"{key}_low"], 1000 * raw[f"{key}_high"]
+        assert row["run0"].text == f"{1000 * raw[key]:.2f} [{low:.2f}, {high:.2f}]"
+        assert row["figures"][0] == (1000 * raw[key], low, high)  # what is drawn
+    kept = [row["value"] for row in comparison.rows if (row["run"], row["metric"], row["name"]) == ("a", "aurc", "msp")]
+    assert kept == [raw["aurc"]]
+
+
+def test_what_reads_the_same_has_no_mark(
+    written: Callable[..., list[Path]], contents: dict[str, dict[str, Any]]
+) -> None:
+    theirs = contents["a"]["accuracy"]["rows"][0]
+
+    def change(content: dict[str, Any]) -> None:
+        content["accuracy"]["rows"][0].update(nll=theirs["nll"] + 1e-9, brier=round(theirs["brier"], 4) - 0.0001)
+
+    marks = _marks(compare_results(written(change)), "accuracy")
+    assert marks["NLL", "", "cifar10/test"] == ""
+    assert marks["Brier", "", "cifar10/test"] == "b☆"
+
+
+def test_a_temperature_that_is_not_identified_has_no_mark(written: Callable[..., list[Path]]) -> None:
+    def change(content: dict[str, Any]) -> None:
+        for row in content["calibration"]["rows"]:
+            row["temperature_unidentified"] = row["variant"] == "temperature"
+
+    before, comparison = compare_results(written()), compare_results(written(change))
+    sure, doubtful = (_marks(one, "calibration") for one in (before, comparison))
+    scaled = {key for key in sure if key[1] in ("temperature-scaled", "vector-scaled")}
+    assert len(scaled) == 6
+    assert all(sure[key] for key in scaled)
+    assert doubtful == {key: "" if key in scaled else mark for key, mark in sure.items()}
+    sure, doubtful = (_marks(one, "corruptions") for one in (before, comparison))
+    at_temperature = {key for key in sure if key[0] == "ECE, temperature-scaled"}
+    assert at_temperature
+    assert all(not doubtful[key] for key in at_temperature)
+    assert all(doubtful[key] == mark for key, mark in sure.items() if key not in at_temperature)
+    assert comparison.notes[0].startswith(f"The temperature is not identified by the held-out images of b {HOSTILE}: ")
+    assert comparison.table().startswith(comparison.notes[0])
 
 
 def _set(role: str, index: int = 0, **change: Any) -> Change:
@@ -233,6 +280,23 @@ def test_the_text_has_all_figures_and_no_published_ones(written: Callable[..., l
     text = compare_results(written()).table()
     assert re.search(r"^svhn +energy +0\.\d{4} \[.*\] +0\.\d{4} \[.*\] ★$", text, re.MULTILINE)
     assert re.search(r"^black box +warn +warn$", text, re.MULTILINE)
+    titles = [
+        "Accuracy: accuracy, higher is better; the others, lower is better",
+        "Calibration: lower is better",
+        "Selective classification: lower is better",
+        "OOD detection: AUROC, higher is better",
+        "OOD detection: FPR95, OOD positive, lower is better",
+        "Corruptions, means: accuracy, higher is better; the others, lower is better",
+        "Robustness: accuracy, higher is better",
+        "SGLD-refined inference: accuracy, higher is better",
+        "Attacks on the detector: AUROC, higher is better",
+    ]
+    lines = text.splitlines()
+    assert [line for line in lines if line.endswith("is better")] == titles
+    assert [line for line in lines if line.startswith("★") or "☆ best" in line] == [MARKS]
+    assert lines[0] == MARKS
+    assert re.search(r"^worst linf 8/255 +", text[text.index("Robustness:") :], re.MULTILINE) is None  # figure first
+    assert re.search(r"^accuracy +worst linf 8/255  +cifar10/test", text, re.MULTILINE)
     assert "CombOOD" not in text
 
 

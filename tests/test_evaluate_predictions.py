@@ -116,7 +116,7 @@ def test_rounding_beyond_one_is_let_pass() -> None:
 def test_limit_counts_images_or_asks_the_set() -> None:
     data = [(_images(4, 1, 1, 2), torch.arange(4)), (_images(4, 1, 1, 2), torch.arange(4, 8))]
     assert predict(_flat, data, limit=6).labels.tolist() == list(range(6))
-    with pytest.raises(ValueError, match="limit must be at least 1"):
+    with pytest.raises(ValueError, match="limit must be a whole number of at least 1"):
         predict(_flat, data, limit=0)
 
     class Subset(list[tuple[torch.Tensor, torch.Tensor]]):

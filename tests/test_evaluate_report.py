@@ -17,6 +17,7 @@ from fake_suite import HOSTILE, SCORES, FakeSuite, Part, fake_suite
 
 from ebmhybrid.evaluate import files, tables
 from ebmhybrid.evaluate.formats import count, in_255, interval, number, percent, shortened
+from ebmhybrid.evaluate.ood import compare
 from ebmhybrid.evaluate.reference_rows import REFERENCE_TABLES, reference_tables
 from ebmhybrid.evaluate.report import sortable
 from ebmhybrid.evaluate.report_confidence import risk_table
@@ -53,6 +54,14 @@ def sections(full: FakeSuite) -> dict[str, Section]:
     [
         (number(0.00005), "0.0001"),  # a half rounds to what its float is nearest
         (number(math.inf), "inf"),
+        (number(-math.inf), "-inf"),
+        (number(-0.0), "0.0000"),
+        (number(-0.00004999), "0.0000"),
+        (number(-0.000051), "-0.0001"),
+        (number(-10.0, 0), "-10"),
+        (interval(-1e-17, -1e-17, -0.0), "0.0000 [0.0000, 0.0000]"),
+        (interval(-1e-17, -0.5, 0.1, 2), "0.00 [-0.50, 0.10]"),
+        (percent(-1e-9, -1e-9, -0.01), "0.00 % [0.00, -1.00]"),
         (interval(0.0, 0.0, 0.1, 2), "0.00 [0.00, 0.10]"),  # bounds of 0 are bounds
         (interval(None, 0.0, 0.1), "–"),
         (percent(0.0, 0.0, 0.0), "0.00 % [0.00, 0.00]"),
@@ -82,6 +91,14 @@ def test_formats_at_their_edges(shown: object, expected: object) -> None:
         (bounded("a", "a", digits=1), {"a": 0.25, "a_low": 0.0, "a_high": 1.0}, Cell("0.2 [0.0, 1.0]", 0.25)),
         (bounded("a", "a", digits=1), {"a": 0.25, "a_low": None, "a_high": 1.0}, Cell("0.2", 0.25)),
         (bounded("a", "a", "percent"), {"a": 0.25}, Cell("25.00 %", 0.25)),
+        (Column("a", "a", digits=2, scale=1000), {"a": 0.0123456}, Cell("12.35", 0.0123456)),
+        (
+            bounded("a", "a", digits=1, scale=1000),
+            {"a": 0.0125, "a_low": 0.0, "a_high": 0.02},
+            Cell("12.5 [0.0, 20.0]", 0.0125),
+        ),
+        (bounded("a", "a", digits=1, scale=1000), {"a": 0.002, "a_low": None, "a_high": 0.02}, Cell("2.0", 0.002)),
+        (Column("a", "a"), {"a": -1e-9}, Cell("0.0000", -1e-9)),
         (Column("a", "a", "count"), {"a": 12345}, Cell("12,345", 12345.0)),
         (Column("a", "a", "eps"), {"a": 8 / 255}, Cell("8/255", 8 / 255)),
         (Column("a", "a", "given"), {"a": 96}, Cell("96", 96.0)),
@@ -131,7 +148,7 @@ def test_long_rows_hold_every_figure_once_with_its_bounds_and_sizes(full: FakeSu
     pgd = next(row for row in rows if row["metric"] == "robust_accuracy" and row["name"].startswith("pgd"))
     wide = next(row for row in full.robustness.rows if row["attack"] == "pgd")
     assert (pgd["value"], pgd["low"], pgd["high"]) == (wide["robust_accuracy"], wide["robust_low"], wide["robust_high"])
-    assert pgd["name"] == "pgd linf eps=0.00784314 steps=20 restarts=1"
+    assert pgd["name"] == "pgd linf eps=0.00784314 steps=20 restarts=1 eot=1"
     ood = [row for row in rows if (row["section"], row["metric"], row["set"]) == ("ood", "auroc", "macro mean")]
     assert [row["n_ood"] for row in ood] == [600] * len(SCORES)
     assert all(row["low"] < row["value"] < row["high"] for row in ood)
@@ -197,8 +214,107 @@ def test_what_should_be_doubted_is_set_off(full: FakeSuite, sections: dict[str, 
         result = FakeSuite(**{**vars(full), "calibration": part})
         (section,) = (s for s in sections_of(result) if s.key == "calibration")  # type: ignore[arg-type]
         assert words in section.warnings[0]
-        assert section.lines[1].note.endswith("T not identified")
-        assert not section.lines[0].note.endswith("T not identified")
+        marks = [line.note.endswith(", T not identified") for line in section.lines]
+        assert marks == [False, True, True, False]
+        headings = [column.heading for column in section.tables[0].columns]
+        assert [heading.endswith(" (T not identified)") for heading in headings[1:5]] == marks
+        assert section.card is not None
+        assert section.card.note.startswith("as trained; a perfect model shows ")
+        assert "It is not identified" in _section(result, "corruptions").text[0]
+    assert "T not identified" not in tables.text_table(full)  # type: ignore[arg-type]
+    card = sections["calibration"].card
+    assert card is not None
+    assert f" at temperature {full.calibration.rows[1]['temperature']:.3g}; a perfect" in card.note
+    assert "not identified" not in sections["corruptions"].text[0]
+
+
+def _section(result: FakeSuite, key: str) -> Section:
+    (section,) = (section for section in sections_of(result) if section.key == key)  # type: ignore[arg-type]
+    return section
+
+
+def test_calibration_is_a_row_a_figure_and_a_column_a_variant(full: FakeSuite, sections: dict[str, Section]) -> None:
+    table = sections["calibration"].tables[0]
+    variants = [row["variant"] for row in full.calibration.rows]
+    assert [column.key for column in table.shown] == ["figure", *variants, "perfect"]
+    keys = ("ece_15", "smooth_ece", "equal_mass_ece_15", "classwise_ece_15", "mce_15")
+    for key, cells in zip(keys, table.cells(table.rows), strict=True):
+        shown = [interval(row[key], row[f"{key}_low"], row[f"{key}_high"]) for row in full.calibration.rows]
+        assert [cell.text for cell in cells[1:]] == [*shown, number(full.calibration.rows[0][f"{key}_perfect"])]
+
+
+def test_areas_are_shown_times_1000_and_kept_as_they_are(full: FakeSuite, sections: dict[str, Section]) -> None:
+    section, row = sections["selective"], full.selective.rows[0]
+    assert [column.heading for column in section.tables[0].shown][1:4] == [
+        "AURC x 1000",
+        "AUGRC x 1000",
+        "E-AURC x 1000",
+    ]
+    cell = section.tables[0].cells(section.tables[0].rows)[0][1]
+    assert cell.text == interval(1000 * row["aurc"], 1000 * row["aurc_low"], 1000 * row["aurc_high"], 2)
+    assert cell.value == row["aurc"]
+    assert section.lines[0].name == f"AURC x 1000 {row['score']}"
+    assert section.lines[0].value == cell.text
+    assert f"AUGRC x 1000 {1000 * row['augrc']:.2f} [" in section.lines[0].note
+    assert {"aurc", "augrc", "e_aurc"} <= {row["metric"] for row in full.rows}
+    (kept,) = (one for one in full.rows if (one["metric"], one["name"]) == ("aurc", row["score"]))
+    assert (kept["value"], kept["low"]) == (row["aurc"], row["aurc_low"])
+    (drawing,) = section.drawings
+    (legend,) = (axes.get_legend() for axes in drawing.draw().axes)
+    assert legend.get_title().get_text() == "confidence (AURC x 1000)"
+    assert f"{row['score']} ({1000 * row['aurc']:.2f})" in [text.get_text() for text in legend.get_texts()]
+
+
+def test_what_is_no_attack_of_its_own_has_no_settings(full: FakeSuite, sections: dict[str, Section]) -> None:
+    (table,) = sections["robustness"].tables
+    places = [i for i, column in enumerate(table.shown) if column.key in ("steps", "restarts", "eot")]
+    assert len(places) == 3
+    for cells in (*table.cells(table.means), *table.cells(table.rows[:1])):
+        assert [cells[i].text for i in places] == ["–"] * 3
+    assert [table.cells(table.rows[1:2])[0][i].text for i in places] == ["20", "1", "1"]
+    assert full.robustness.rows[-1]["steps"] == 0  # the rows themselves stay
+
+
+def test_the_detector_under_attack_has_intervals(sections: dict[str, Section]) -> None:
+    section = sections["detector_robustness"]
+    (drawing,) = section.drawings
+    for table in (section.tables[0], drawing.numbers()):
+        place = [column.key for column in table.shown].index("auroc")
+        assert table.cells((*table.rows, *table.means))[0][place].text == "0.9000 [0.8600, 0.9400]"
+    assert section.lines[0].value == "AUROC 0.1000 [0.0600, 0.1400]"
+
+
+def test_the_caption_of_the_robustness_figure_promises_no_fall_on_small_images(sections: dict[str, Section]) -> None:
+    (drawing,) = sections["robustness"].drawings
+    assert "should fall" not in drawing.caption
+    assert "8/255 (linf) on natural images of 32 x 32 pixels; on digits of 8 x 8 it need not" in drawing.caption
+
+
+@pytest.mark.parametrize(("scores", "sets"), [(1, 1), (2, 2), (4, 1), (5, 2)])
+def test_ood_with_few_scores_has_intervals_on_the_terminal(full: FakeSuite, scores: int, sets: int) -> None:
+    names = list(full.ood.ood_scores)[:sets]
+    inside = {score: full.ood.id_scores[score] for score in SCORES[:scores]}
+    outside = {name: {score: full.ood.ood_scores[name][score] for score in inside} for name in names}
+    ood = compare("digits", inside, outside, resamples=20)
+    section = _section(FakeSuite(**{**vars(full), "ood": ood}), "ood")
+    rows = [row for row in ood.rows if row["ood_set"] == "svhn"]
+    shown = [
+        f"{row['score']} "
+        + (interval(row["auroc"], row["auroc_low"], row["auroc_high"]) if scores <= 4 else number(row["auroc"]))
+        for row in rows
+    ]
+    per_line = 2 if scores <= 4 else 5
+    lines = section.lines[: math.ceil(scores / per_line)]
+    assert [line.value for line in lines] == ["  ".join(shown[i : i + per_line]) for i in range(0, scores, per_line)]
+    assert lines[0].name == "OOD AUROC svhn"
+
+    row = next(row for row in ood.rows if row["ood_set"] == ("macro mean" if sets > 1 else "svhn"))
+    where, n = ("mean of 2 sets", 600) if sets > 1 else ("on svhn", 300)
+    first = f"; first of {scores} scores" if scores > 1 else ""
+    assert section.card is not None
+    assert section.card.value == number(row["auroc"])
+    bounds = f"95 % interval {number(row['auroc_low'])} to {number(row['auroc_high'])}"
+    assert section.card.note == f"energy, {where}, {bounds}, n = 200 and {n}{first}"
 
 
 def test_autoattack_is_named_only_where_it_ran(full: FakeSuite, sections: dict[str, Section]) -> None:
@@ -217,6 +333,7 @@ def test_generated_corruptions_are_not_called_by_the_name_of_the_files(
     result = FakeSuite(**{**vars(full), "corruptions": Part(rows=rows)})
     (section,) = (s for s in sections_of(result) if s.key == "corruptions")  # type: ignore[arg-type]
     assert "CIFAR-10-C" not in section.text[0]
+    assert section.lines[-1].note.endswith("n=200, 15 cells, from files")
 
 
 def test_the_terminal_has_a_line_for_each_main_figure(full: FakeSuite) -> None:
@@ -226,7 +343,19 @@ def test_the_terminal_has_a_line_for_each_main_figure(full: FakeSuite) -> None:
     assert re.search(
         r"^OOD AUROC macro mean +energy 0\.\d{4}  msp .* n=200 and 600\n +knn 0\.\d{4}", text, re.MULTILINE
     )
-    assert re.search(r"^check black box +warn +gradients are masked", text, re.MULTILINE)
+    checks = dict(re.findall(r"^check (.+?)  +(.+)$", text, re.MULTILINE))
+    assert {name: " ".join(said.split()) for name, said in checks.items()} == {
+        "more steps": "pass 1.00 %",
+        "black box": "warn 25.00 %, n=190, gradients are masked: Square finds what PGD does not",
+        "unusually robust": "info 40.00 %, n=190, more robust than networks trained without attacks are",
+        "stochastic": "not run one pass was asked for",
+    }
+    corruptions = re.findall(r"^(corruptions, .+?)  +\d.*(n=.*)$", text, re.MULTILINE)
+    assert corruptions == [
+        *((f"corruptions, severity {level}", "n=200, 3 cells, generated") for level in range(1, 6)),
+        *((f"corruptions, {family}", "n=200, 5 cells, generated") for family in ("noise", "blur", "digital")),
+        ("corruptions, mean", "n=200, 15 cells, generated"),
+    ]
     assert re.search(r"^refined eot linf 8/255 ", text, re.MULTILINE)
     assert "\x1b" not in text
 

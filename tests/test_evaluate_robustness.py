@@ -228,8 +228,8 @@ def test_it_works_inside_no_grad_and_inference_mode_and_without_printing(capsys:
         ({"eps": float("nan")}, "eps must be positive, got nan"),
         ({"eps": 8}, "eps must be at most 1 for linf, got 8.0"),
         ({"eps": 128.0, "norm": "l2"}, r"eps must be at most sqrt\(C H W\) = 3.464 for l2, got 128"),
-        ({"steps": 0}, "steps and restarts"),
-        ({"limit": 0}, "limit must be at least 1"),
+        ({"steps": 0}, "steps must be a whole number"),
+        ({"limit": 0}, "limit must be a whole number of at least 1"),
         ({"batch_size": 0}, "batch_size"),
     ],
 )

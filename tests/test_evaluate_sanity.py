@@ -337,7 +337,7 @@ def test_model_and_random_state_are_left_as_they_were(fails: bool) -> None:
         ),
         ({"queries": 0}, "queries=0"),
         ({"eot": 0}, "eot=0"),
-        ({"limit": 0}, "limit must be at least 1"),
+        ({"limit": 0}, "limit must be a whole number of at least 1"),
     ],
 )
 def test_unusable_arguments_are_named(kwargs: dict[str, Any], message: str) -> None:

@@ -122,6 +122,57 @@ def test_what_a_score_needs_is_said_before_the_first_pass(sets: dict[str, Any]) 
     assert model.seen == 0
 
 
+def test_sets_and_models_that_cannot_serve_are_said_at_once(sets: dict[str, Any]) -> None:
+    model = Counting()
+    batches = list(sets["test_set"])
+    with pytest.raises(ValueError, match="can be read only once"):
+        evaluate(model, iter(batches))
+    with pytest.raises(ValueError, match="'far': can be read only once"):
+        evaluate(model, batches, ood_sets={"far": (one for one in batches)})
+    with pytest.raises(ValueError, match="can be read only once"):
+        evaluate_corruptions(model, iter(batches))
+    with pytest.raises(ValueError, match="can be read only once"):
+        evaluate_ood(model, batches, {"far": iter(batches)})
+    assert model.seen == 0
+    with pytest.raises(ValueError, match="sides of at least 8"):
+        evaluate(model, batches, corruptions=True, attacks=["pgd"])
+    with pytest.raises(ValueError, match=r"must yield batches \(images, labels\), got Tensor"):
+        evaluate(model, [images for images, _ in batches])
+    with pytest.raises(ValueError, match="must be an iterable"):
+        evaluate(model, None)
+    with pytest.raises(ValueError, match=r"'macro mean'.* is the name of a mean"):
+        evaluate(model, batches, ood_sets={"macro mean": batches})
+    before = [images.clone() for images, _ in batches]
+    with pytest.raises(ValueError, match="in place"):
+        evaluate(lambda images: images.mul_(0.5).flatten(1), [(images.clone(), labels) for images, labels in batches])
+    assert all(torch.equal(images, kept) for (images, _), kept in zip(batches, before, strict=True))
+
+
+def test_all_leaves_out_features_where_the_head_does_not_end_the_model(images: dict[str, Any]) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Small()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * self.net(x)
+
+    found = evaluate(Scaled(), images["test"], train_set=images["train"], scores="all")
+    assert found.settings["scores"] == ["energy", "msp", "max_logit", "entropy", "gen", "hdge", "grad_norm", "odin"]
+    with pytest.raises(ValueError, match="last linear layer returns"):
+        evaluate(Scaled(), images["test"], train_set=images["train"], scores="knn")
+
+
+def test_a_detector_that_cannot_be_fitted_is_noted(images: dict[str, Any]) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+    nn.init.zeros_(model[1].weight)  # all logits negative: ViM has no positive scale
+    nn.init.constant_(model[1].bias, -1.0)
+    found = evaluate(model, images["test"], train_set=images["train"], scores="all", context={"notes": ["mine"]})
+    assert "vim" not in found.settings["scores"]
+    assert found.context["notes"][0] == "mine"
+    assert found.context["notes"][1].startswith("vim left out of all scores")
+
+
 class Small(nn.Sequential):
     def __init__(self) -> None:
         super().__init__(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 4))
