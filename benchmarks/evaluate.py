@@ -141,7 +141,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.only != "bare":
         rivals(report)
     if args.only != "rivals":
-        bare(report, *((10, 1, (3, 8, 8), 20) if args.quick else (16, 4, (3, 32, 32), 500)))
+        bare(report, *((10, 1, (3, 8, 8), 20) if args.quick else (16, 4, (3, 32, 32), 300)))
     report.write()
 
 

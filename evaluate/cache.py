@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sized
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,7 +30,6 @@ from .predictions import (
     Progress,
     _digest,
     _notes,
-    check_labels,
     model_device,
     predict,
     set_name,
@@ -81,8 +81,8 @@ class PredictionCache:
     ) -> Predictions:
         """What `predict` returns for these arguments, read from the folder where it is there, else computed and kept.
 
-        A set without `.digest()` is predicted anew each time. A file that is damaged counts as absent, and where
-        nothing can be written nothing is kept.
+        A set without `.digest()` is predicted anew each time. A file that is damaged, or holds anything that `predict`
+        would not return, counts as absent, and where nothing can be written nothing is kept.
         """
         data = taken(data, limit)
         options: dict[str, Any] = {"name": name, "limit": limit, "labelled": labelled, "features": features}
@@ -93,11 +93,9 @@ class PredictionCache:
         content = {"data": digest, "device": where, "limit": limit, "features": features}
         path = self.folder / f"{self._key(model, data, content)}.npz"
         found = _read(path, name or set_name(data), digest, features)
-        if found is None:
+        if found is None or not _is_of(found, data, limit, labelled):
             found = predict(model, data, device, progress, **options)
             _write(path, found)
-        elif labelled:
-            check_labels(found.labels, found.logits.shape[1], found.name)
         return found
 
     def _key(self, model: Model, data: ImageSet, content: dict[str, Any]) -> str:
@@ -127,13 +125,28 @@ def _read(path: Path, name: str, digest: str | None, features: bool) -> Predicti
         with np.load(path, allow_pickle=False) as content:
             logits, labels, kept = content["logits"], content["labels"], content["features"] if features else None
             notes, shape = (json.loads(str(content[key])) for key in ("notes", "image_shape"))
+            right = _is_matrix(logits, len(labels), np.float64) and labels.ndim == 1 and labels.dtype == np.int64
+            right &= not features or _is_matrix(kept, len(labels), np.float32, np.float64)
     except Exception:  # a damaged file raises whatever its parser happens to stumble on
         return None
-    right = logits.dtype == np.float64 and logits.ndim == 2 and labels.dtype == np.int64
-    lengths = {len(logits), len(labels), *(() if kept is None else (len(kept),))}
-    if not right or len(lengths) != 1:
-        return None
-    return Predictions(logits, labels, name, tuple(notes), digest, tuple(shape), kept)
+    right &= isinstance(notes, list) and all(isinstance(note, str) for note in notes)
+    right &= isinstance(shape, list) and len(shape) == 3 and all(type(size) is int and size > 0 for size in shape)
+    return Predictions(logits, labels, name, tuple(notes), digest, tuple(shape), kept) if right else None
+
+
+def _is_matrix(array: Any, rows: int, *dtypes: type) -> bool:
+    """Whether it is (rows, K) of finite numbers of one of the dtypes, and not empty."""
+    fits = array.dtype in dtypes and array.ndim == 2 and len(array) == rows and array.size > 0
+    return fits and bool(np.isfinite(array).all())
+
+
+def _is_of(found: Predictions, data: ImageSet, limit: int | None, labelled: bool) -> bool:
+    """Whether they are of as many images as the set has, where it tells, and their labels are classes where needed."""
+    expected = len(data) if isinstance(data, Sized) else len(found)
+    if len(found) != (expected if limit is None else min(expected, limit)):
+        return False
+    classes = found.logits.shape[1]
+    return not labelled or bool(((found.labels >= 0) & (found.labels < classes)).all())
 
 
 def _write(path: Path, predictions: Predictions) -> None:

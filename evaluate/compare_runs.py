@@ -117,10 +117,9 @@ def compare_results(paths: Sequence[str | Path]) -> Comparison:
     contents = [_read(file) for file in files]
     names = labels(given, [str(content["context"].get("model") or "") for content in contents])
     runs = tuple(Run(*parts) for parts in zip(names, files, contents, strict=True))
-    comparison = Comparison(runs, _notes(runs))
     for run in runs:
         _check_rows(run)
-    return comparison
+    return Comparison(runs, _notes(runs))
 
 
 def _find(path: Path) -> Path:
@@ -170,7 +169,12 @@ def _check_rows(run: Run) -> None:
         for part in PARTS:
             for row in run.parts.get(part.key, ()):
                 part.name(row)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        alone = Comparison((run,), _notes((run,)))
+        alone.table()
+        for section in alone.sections:
+            for table in section.tables:
+                table.as_text()
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, IndexError) as error:
         raise EbmhybridError(f"{run.path}: damaged results ({type(error).__name__}: {error})") from error
 
 

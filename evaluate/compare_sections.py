@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from .compare_runs import Run
 
 _DRAWN = 12  # lines of a figure, so that it fits a screen
-MARKS = "★ best, its interval apart from the others'; ☆ best, but intervals overlap or are missing."
+MARKS = (
+    "★ best, its interval apart from the others'; ☆ best, but intervals overlap or are missing; no mark: equal as "
+    "printed, or not comparable."
+)
 _INTRO = (
     "Of each figure the best value is marked: ★ where its 95 % interval overlaps no other run's, ☆ where intervals "
     "overlap or are missing. There is no mark where the best values are equal as printed, where the runs saw different "

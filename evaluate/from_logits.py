@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import torch
+from numpy.lib.npyio import NpzFile
 
 from ebmhybrid.energies import log_density
 from ebmhybrid.errors import EbmhybridError, nearest
@@ -26,6 +29,9 @@ _OOD = re.compile(r"ood_(.+)_(logits|features)")
 _HEAD_SLACK = 1e-2
 _SUM_SLACK = 1e-3
 
+# Squares and sums over a set of anything smaller stay finite in float64.
+_LARGEST = 1e100
+
 
 @dataclass(frozen=True)
 class LogitSets:
@@ -38,26 +44,27 @@ class LogitSets:
     head: Head | None = None
 
 
-def predictions_of(
-    logits: np.ndarray, labels: np.ndarray | None = None, name: str = "test", features: np.ndarray | None = None
-) -> Predictions:
+def predictions_of(logits: Any, labels: Any = None, name: str = "test", features: Any = None) -> Predictions:
     """Checked logits and labels as what every `*_of` function of the suite takes.
 
+    Arrays may be numpy arrays, torch tensors on any device, or nested lists.
+
     Arguments:
-        logits: (N, C), N, C >= 1, finite, floating point; float16 is raised to float64 and the notes say so, for its
-            ties cost AUROC. Log-probabilities are logits too, but their energy is 0 whatever the image.
+        logits: (N, C), N, C >= 1, finite, at most 1e100 in magnitude, floating point; float16 and bfloat16 are raised
+            to float64 and the notes say so, for their ties cost AUROC. Log-probabilities are logits too, but their
+            energy is 0 whatever the image.
         labels: (N,) integers in [0, C). None for OOD sets; the labels are then -1.
         name: stands in results and messages.
         features: (N, D), what the last linear layer was given, for detectors of features.
 
     Raises:
-        EbmhybridError: arrays of another form, NaN or inf, or probabilities in place of logits.
+        EbmhybridError: arrays of another form, NaN, inf or above 1e100, or probabilities in place of logits.
 
     >>> predictions_of(np.array([[2.0, 1.0], [0.0, 3.0]]), np.array([0, 0])).correct
     array([ True, False])
     """
     notes = []
-    if logits.dtype == np.float16:
+    if getattr(logits, "dtype", None) in (np.float16, torch.float16, torch.bfloat16):
         notes.append("logits came in half precision")
     values = _matrix(logits, f"{name} logits")
     if values.shape[1] > 1 and (values >= 0).all() and np.abs(values.sum(axis=1) - 1).max() <= _SUM_SLACK:
@@ -70,6 +77,7 @@ def predictions_of(
     if labels is None:
         targets = np.full(len(values), -1, dtype=np.int64)
     else:
+        labels = _array(labels, f"{name} labels")
         if labels.dtype.kind not in "iu" or labels.shape != values.shape[:1]:
             raise EbmhybridError(
                 f"{name} labels must be integers of shape ({len(values)},), got {labels.dtype} {labels.shape}"
@@ -101,19 +109,39 @@ def read_logits(path: str | Path) -> LogitSets:
     if not file.is_file():
         raise EbmhybridError(f"{file}: there is no such file of logits")
     try:
-        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as content:
-            arrays = {name: content[name] for name in content.files}
-    except Exception as error:  # a damaged or hostile file raises whatever its parser happens to stumble on
-        reason = str(error).strip().split("\n")[0]
-        raise EbmhybridError(f"{file}: cannot be read as .npz, it may be damaged or hold objects ({reason})") from error
-    try:
+        with file.open("rb") as opened:
+            arrays = _members(opened)
         return sets_of(arrays)
+    except OSError as error:
+        raise EbmhybridError(f"{file}: cannot be read: {error.strerror or error}") from error
     except EbmhybridError as error:
         raise EbmhybridError(f"{file}: {error}") from error
 
 
-def sets_of(arrays: Mapping[str, np.ndarray]) -> LogitSets:
-    """:func:`read_logits` of arrays at hand, by the same names.
+def _members(opened: IO[bytes]) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file by name. Errors are ours: numpy's advise to unpickle, which would run the file."""
+    form = "it must be a zip archive of arrays, as numpy.savez(path, logits=..., labels=...) writes it"
+    if not zipfile.is_zipfile(opened):
+        raise EbmhybridError(f"cannot be read as .npz, it is of another format or damaged: {form}")
+    try:
+        content = NpzFile(opened, allow_pickle=False)
+    except Exception:  # a damaged or hostile file raises whatever its parser happens to stumble on
+        raise EbmhybridError(f"cannot be read as .npz, it is damaged: {form}") from None
+    arrays: dict[str, np.ndarray] = {}
+    for name in content.files:
+        if name in arrays:
+            raise EbmhybridError(f"array {name!r} is there twice: keep one")
+        try:
+            arrays[name] = content[name]
+        except Exception:
+            raise EbmhybridError(f"array {name!r} cannot be read, it is damaged or holds Python objects") from None
+        if not isinstance(arrays[name], np.ndarray):
+            raise EbmhybridError(f"{name!r} is no array: {form}")
+    return arrays
+
+
+def sets_of(arrays: Mapping[str, Any]) -> LogitSets:
+    """:func:`read_logits` of arrays at hand, by the same names, of the kinds that :func:`predictions_of` takes.
 
     >>> sets = sets_of({"logits": np.eye(2) + 1, "labels": np.array([0, 1]), "ood_noise_logits": np.zeros((3, 2))})
     >>> len(sets.test), {name: len(ood) for name, ood in sets.ood.items()}
@@ -140,42 +168,63 @@ def sets_of(arrays: Mapping[str, np.ndarray]) -> LogitSets:
     return LogitSets(sets["test"], sets.get("validation"), sets.get("train"), ood, head)
 
 
-def _full_names(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _full_names(arrays: Mapping[str, Any]) -> dict[str, Any]:
     """`logits` is short for `test_logits`; a name that means nothing is refused, for it may be a slip."""
-    full: dict[str, np.ndarray] = {}
+    full: dict[str, Any] = {}
     for name, array in arrays.items():
         whole = f"test_{name}" if name in ("logits", "labels", "features") else name
         if whole in full:
-            raise EbmhybridError(f"arrays {name!r} and {whole!r} are the same thing: keep one")
+            raise EbmhybridError(f"arrays {whole.removeprefix('test_')!r} and {whole!r} are the same thing: keep one")
         if whole not in (*_NAMES, "head_weight", "head_bias") and not _OOD.fullmatch(whole):
             raise EbmhybridError(f"unknown array {name!r}: {nearest(name, _EXAMPLES)}")
         full[whole] = array
     return full
 
 
-def _matrix(array: np.ndarray, what: str) -> np.ndarray:
-    """The array as float64 (N, K), or an error that names it and the first value that cannot be used."""
+def _array(values: Any, what: str) -> np.ndarray:
+    """Whatever numpy takes for an array, and tensors wherever they are, as an array."""
+    try:
+        if isinstance(values, torch.Tensor):
+            values = values.detach().cpu()
+            values = (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+        return np.asarray(values)
+    except Exception:  # ragged lists, sparse tensors, objects whose own conversion fails
+        raise EbmhybridError(f"{what} must be an array, got {type(values).__name__} that is none") from None
+
+
+def _float64(array: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):  # what float64 cannot hold becomes inf, which the callers refuse
+        return array.astype(np.float64)
+
+
+def _matrix(values: Any, what: str) -> np.ndarray:
+    """The values as float64 (N, K), or an error that names them and the first value that cannot be used."""
+    array = _array(values, what)
     if array.dtype.kind != "f" or array.ndim != 2 or not array.size:
         raise EbmhybridError(
             f"{what} must be floating point of shape (N, K), not empty, got {array.dtype} {array.shape}"
         )
-    bad = np.argwhere(~np.isfinite(array))
+    found = _float64(array)
+    bad = np.argwhere(~(np.abs(found) <= _LARGEST))
     if len(bad):
         row, column = bad[0]
-        raise EbmhybridError(f"{what} must be finite, got {array[row, column]} in row {row}, column {column}")
-    return array.astype(np.float64)
+        limit = f"at most {_LARGEST:g} in magnitude" if np.isfinite(array[row, column]) else "finite"
+        raise EbmhybridError(f"{what} must be {limit}, got {array[row, column]!s} in row {row}, column {column}")
+    return found
 
 
-def _head(arrays: Mapping[str, np.ndarray]) -> Head | None:
+def _head(arrays: Mapping[str, Any]) -> Head | None:
     if "head_weight" not in arrays:
         if "head_bias" in arrays:
             raise EbmhybridError("array 'head_weight' is missing: head_bias alone says nothing")
         return None
     weight = _matrix(arrays["head_weight"], "head_weight")
-    bias = arrays.get("head_bias", np.zeros(len(weight)))
-    if bias.dtype.kind != "f" or bias.shape != weight.shape[:1] or not np.isfinite(bias).all():
-        raise EbmhybridError(f"head_bias must be ({len(weight)},) finite numbers, got {bias.dtype} {bias.shape}")
-    return Head(weight, bias.astype(np.float64))
+    bias = _array(arrays.get("head_bias", np.zeros(len(weight))), "head_bias")
+    if bias.dtype.kind != "f" or bias.shape != weight.shape[:1] or not (np.abs(_float64(bias)) <= _LARGEST).all():
+        raise EbmhybridError(
+            f"head_bias must be ({len(weight)},) finite numbers of at most {_LARGEST:g}, got {bias.dtype} {bias.shape}"
+        )
+    return Head(weight, _float64(bias))
 
 
 def _check_sizes(sets: Mapping[str, Predictions], head: Head | None) -> None:

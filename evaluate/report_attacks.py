@@ -60,9 +60,9 @@ def robustness_section(robustness: Any, result: SuiteResult) -> Section:
 
 
 def _own(row: Row) -> Row:
-    """The row without settings where it is no attack of its own: the clean images, the worst case of several."""
-    unset = dict.fromkeys(("steps", "restarts", "eot")) if row["attack"] in ("none", "worst") else {}
-    return {**row, **unset}
+    """The row without the settings it does not have; clean images too are decided by several draws where asked."""
+    unset = {"none": ("steps", "restarts"), "worst": ("steps", "restarts", "eot")}.get(row["attack"], ())
+    return {**row, **dict.fromkeys(unset)}
 
 
 def _blind(row: Row) -> str:

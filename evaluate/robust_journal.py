@@ -1,7 +1,8 @@
 """A file of what has been attacked already, so that an evaluation goes on where it was killed.
 
-One JSON object a line: a header that says of what, then one line for each finished batch, attack and radius. A line is
-on the disk before the next attack starts. A last line that was cut off is dropped and its attack made again.
+One JSON object a line: a header that says of what, then one line for each finished batch, attack and radius with a
+checksum of its own. A line is on the disk before the next attack starts. A last line that was cut off is dropped and
+its attack made again; any other damage is refused, since it would change the figures.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,11 @@ from torch import Tensor, nn
 
 from ebmhybrid.errors import EbmhybridError
 
+from .attack_guards import _DELTA_SLACK
 from .predictions import Model
 
-FORMAT = "ebmhybrid robustness journal 1"
+_KIND = "ebmhybrid robustness journal"
+FORMAT = f"{_KIND} 2"
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class Cell:
         rechecked, recheck_fell: images attacked again in float64, and how many of them fell.
         seconds: what it took.
         notes: what the attack said about the model.
+        source: the file and line that it was read from, for messages; empty where it has just been made.
     """
 
     survivors: str
@@ -43,6 +48,7 @@ class Cell:
     recheck_fell: int
     seconds: float
     notes: tuple[str, ...] = ()
+    source: str = field(default="", compare=False)
 
     @property
     def mask(self) -> np.ndarray:
@@ -78,24 +84,25 @@ class Journal:
             path.parent.mkdir(parents=True, exist_ok=True)
             _write(path, "wb", _line(header))
             return
-        first, *rest = content.splitlines(keepends=True)
-        _same(path, header, first)
-        good = len(first)
-        for number, line in enumerate(rest, start=2):
-            if not line.endswith(b"\n"):
-                os.truncate(path, good)
-                break
+        *lines, torn = content.split(b"\n")
+        _same(path, header, lines[0] if lines else b"")
+        for number, line in enumerate(lines[1:], start=2):
             self._read(number, line)
-            good += len(line)
+        if torn:
+            os.truncate(path, len(content) - len(torn))
 
     def _read(self, number: int, line: bytes) -> None:
+        source = f"journal {self.path}: line {number}"
         try:
             entry = json.loads(line)
-            key = entry.pop("batch"), entry.pop("attack"), entry.pop("eps")
-            digest = entry.pop("images")
-            self._cells[key] = digest, Cell(**{**entry, "notes": tuple(entry["notes"])})
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise EbmhybridError(f"journal {self.path}: line {number} is damaged") from None
+            whole = entry.pop("checksum") == _checksum(entry) and _fits(entry)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            whole = False
+        if not whole:
+            raise EbmhybridError(f"{source} is damaged; delete the file to attack anew")
+        key = entry.pop("batch"), entry.pop("attack"), entry.pop("eps")
+        digest = entry.pop("images")
+        self._cells[key] = digest, Cell(**{**entry, "notes": tuple(entry["notes"]), "source": source})
 
     def get(self, batch: int, attack: str, eps: float, images: str) -> Cell | None:
         """The cell, or None where that attack is still to be made.
@@ -114,7 +121,35 @@ class Journal:
         """Put a finished cell on the disk."""
         if self.path is not None:
             entry = {"batch": batch, "attack": attack, "eps": eps, "images": images, **asdict(cell)}
-            _write(self.path, "ab", _line(entry))
+            del entry["source"]
+            _write(self.path, "ab", _line(entry | {"checksum": _checksum(entry)}))
+
+
+_ENTRY = {"batch", "attack", "eps", "images", *(part.name for part in fields(Cell))} - {"source"}
+
+
+def _checksum(entry: Mapping[str, Any]) -> str:
+    """Of a line without its checksum; an edit of a value shows, unless it is meant to deceive."""
+    return hashlib.sha256(_line(entry)).hexdigest()[:16]
+
+
+def _fits(entry: dict[str, Any]) -> bool:
+    """Whether every field has a type and a value that an attack may have had."""
+    numbers = [entry[key] for key in ("eps", "max_delta", "seconds")]
+    counts = [entry[key] for key in ("batch", "rechecked", "recheck_fell")]
+    texts = [entry[key] for key in ("attack", "images", "survivors")]
+    return (
+        entry.keys() == _ENTRY
+        and all(type(number) in (int, float) and 0 <= number <= sys.float_info.max for number in numbers)
+        and entry["max_delta"] <= entry["eps"] + _DELTA_SLACK
+        and all(type(count) is int and count >= 0 for count in counts)
+        and all(type(text) is str for text in texts)
+        and set(entry["survivors"]) <= {"0", "1"}
+        and entry["rechecked"] <= len(entry["survivors"])
+        and entry["recheck_fell"] <= min(entry["rechecked"], entry["survivors"].count("0"))
+        and type(entry["notes"]) is list
+        and all(type(note) is str for note in entry["notes"])
+    )
 
 
 def _line(entry: Mapping[str, Any]) -> bytes:
@@ -132,12 +167,12 @@ def _same(path: Path, header: Mapping[str, Any], first: bytes) -> None:
     """Refuse a file whose first line is not this header."""
     try:
         found = json.loads(first)
-        is_journal = found.get("format") == FORMAT
-    except (ValueError, AttributeError):
+        is_journal = str(found.get("format")).startswith(_KIND)
+    except (ValueError, AttributeError, RecursionError):
         is_journal = False
     if not is_journal:
         raise EbmhybridError(f"{path} is not a journal of a robustness evaluation; give another path")
-    for key in header.keys() | found.keys():
+    for key in (*header, *found):
         if header.get(key) != found.get(key):
             raise EbmhybridError(
                 f"journal {path} is of another evaluation: {key} is {found.get(key)!r} there and {header.get(key)!r}"

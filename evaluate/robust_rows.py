@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from ebmhybrid.errors import EbmhybridError
+
 from .accuracy import wilson_interval
 from .robust_cells import Batch
 from .robust_journal import Cell
@@ -38,7 +40,17 @@ class Tally:
         self._doubtful.append(batch.doubtful.cpu().numpy())
 
     def add(self, row: dict[str, Any], cell: Cell) -> None:
-        """Take in one attack on the batch."""
+        """Take in one attack on the batch that was seen last.
+
+        Raises:
+            EbmhybridError: the cell, read from a damaged file, is of more or fewer images than are right in the batch.
+        """
+        right = len(self._doubtful[-1])
+        if len(cell.survivors) != right:
+            raise EbmhybridError(
+                f"{cell.source or 'cell'} is damaged: it is of {len(cell.survivors)} images, and {right} of the batch"
+                " are right; delete the file to attack anew"
+            )
         self._cells[row["attack"], row["eps"]].append(cell)
 
     def _spread(self, parts: list[np.ndarray]) -> np.ndarray:

@@ -90,7 +90,11 @@ def _corruptions(name: str, n: int, clean: float) -> tuple[dict[str, Any], ...]:
         bounds = (None, None) if cells > 1 else (accuracy - 0.03, accuracy + 0.03)
         what = {"set": name, "source": "generated", "corruption": corruption, "family": family, "severity": severity}
         shares = {"accuracy": accuracy, "accuracy_low": bounds[0], "accuracy_high": bounds[1]}
-        return what | {"cells": cells, "n": n, "nll": 1 - accuracy, "ece_15": 0.1, "ece_15_scaled": 0.05} | shares
+        return (
+            what
+            | {"cells": cells, "n": n, "nll": 1 - accuracy, "ece_15": 0.1, "ece_15_scaled": 0.1 - 0.05 * accuracy}
+            | shares
+        )
 
     cells = [row(kind, family, level) for kind, family in _KINDS.items() for level in range(1, 6)]
     means = [row("mean", "all", level, 3) for level in range(1, 6)]

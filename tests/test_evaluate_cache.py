@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -201,6 +202,29 @@ def _other(**arrays: object) -> Callable[[Path], None]:
     return write
 
 
+def _with(value: float) -> np.ndarray:
+    logits = np.zeros((30, 3))
+    logits[29, 2] = value
+    return logits
+
+
+def _cut(n: int) -> Callable[[Path], None]:
+    """All arrays of n images, of which the set has 30."""
+    return _other(logits=np.zeros((n, 3)), labels=np.zeros(n, np.int64), features=np.zeros((n, 12), np.float32))
+
+
+def _no_arrays(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("logits", "labels", "features", "notes", "image_shape"):
+            archive.writestr(name, b"text")
+
+
+def _a_folder(path: Path) -> None:
+    """What follows it in the folder's name, here `.npy`, is no array either."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("logits.npy/", b"")
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -219,6 +243,37 @@ def _other(**arrays: object) -> Callable[[Path], None]:
         _other(features=np.zeros((29, 12), np.float32)),
         _other(features=None),
         _other(logits=np.array([{}], dtype=object)),
+        _other(logits=np.zeros((30, 3, 1))),
+        _other(logits=np.zeros((30, 0))),
+        _other(logits=np.zeros((30, 3), ">f8")),
+        _other(logits=_with(np.nan)),
+        _other(logits=_with(-np.inf)),
+        _other(labels=np.zeros((30, 1), np.int64)),
+        _other(labels=np.zeros((), np.int64)),
+        _other(labels=np.zeros(30, np.int32)),
+        _cut(0),
+        _cut(2),
+        _cut(31),
+        _other(features=np.zeros(30, np.float32)),
+        _other(features=np.zeros((30, 0), np.float32)),
+        _other(features=np.zeros((30, 12), np.int64)),
+        _other(features=np.full((30, 12), "x")),
+        _other(features=np.full((30, 12), np.nan, np.float32)),
+        _other(notes=np.array("5")),
+        _other(notes=np.array('"text"')),
+        _other(notes=np.array("[1, {}]")),
+        _other(notes=np.array('{"made up": 1}')),
+        _other(notes=np.zeros(3)),
+        _other(image_shape=np.array("null")),
+        _other(image_shape=np.array("[]")),
+        _other(image_shape=np.array('"abc"')),
+        _other(image_shape=np.array("[3, 2, 2.0]")),
+        _other(image_shape=np.array("[3, 2, true]")),
+        _other(image_shape=np.array("[3, 2, 0]")),
+        _other(image_shape=np.array("[3, 2, 2, 1]")),
+        _other(image_shape=np.array("[" * 100_000)),
+        _no_arrays,
+        _a_folder,
     ],
 )
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
@@ -233,6 +288,53 @@ def test_a_damaged_file_is_computed_anew_and_mended(tmp_path: Path, damage: Call
     _same(cache.predict(net, data, features=True), expected)
     assert net.calls == before + 4
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_what_is_written_is_no_less_than_what_is_read(tmp_path: Path) -> None:
+    """The harness of the damages: an archive written again as it was is not computed anew."""
+    net, cache, data = Net(), PredictionCache(tmp_path, "w"), _set()
+    cache.predict(net, data, features=True)
+    (file,) = tmp_path.iterdir()
+    _other()(file)
+    before = net.calls
+    cache.predict(net, data, features=True)
+    assert net.calls == before
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_labels_of_no_class_in_a_file_are_damage_where_labels_are_needed(tmp_path: Path, label: int) -> None:
+    net, cache, data = Net(), PredictionCache(tmp_path, "w"), _set()
+    expected = cache.predict(net, data)
+    (file,) = tmp_path.iterdir()
+    labels = expected.labels.copy()
+    labels[7] = label
+    _other(labels=labels)(file)
+    before = net.calls
+    _same(cache.predict(net, data, labelled=True), expected)
+    assert net.calls == before + 4
+    _same(cache.predict(net, data), expected)
+    assert net.calls == before + 4
+
+
+@pytest.mark.parametrize("plain", [True, False])
+@pytest.mark.parametrize("n", [4, 6])
+def test_a_file_of_another_count_than_the_limit_is_damage(tmp_path: Path, n: int, plain: bool) -> None:
+    net, cache, data = Net(), PredictionCache(tmp_path, "w"), Plain() if plain else _set()
+    expected = cache.predict(net, data, limit=5)
+    assert len(expected) == 5
+    (file,) = tmp_path.iterdir()
+    _other(logits=np.zeros((n, 3)), labels=np.zeros(n, np.int64))(file)
+    if plain and n < 5:  # such a set may have fewer: it does not tell how many it has
+        assert len(cache.predict(net, data, limit=5)) == n
+    else:
+        _same(cache.predict(net, data, limit=5), expected)
+
+
+def test_a_limit_above_the_sets_own_size_is_no_damage(tmp_path: Path) -> None:
+    net, cache = Net(), PredictionCache(tmp_path, "w")
+    for _ in range(2):
+        assert len(cache.predict(net, _set(), limit=99)) == 30
+    assert net.calls == 4
 
 
 class Hostile:

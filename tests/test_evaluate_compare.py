@@ -6,8 +6,9 @@ import copy
 import itertools
 import json
 import os
+import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,7 @@ def test_a_temperature_that_is_not_identified_has_no_mark(written: Callable[...,
     sure, doubtful = (_marks(one, "corruptions") for one in (before, comparison))
     at_temperature = {key for key in sure if key[0] == "ECE, temperature-scaled"}
     assert at_temperature
+    assert all(sure[key] for key in at_temperature)
     assert all(not doubtful[key] for key in at_temperature)
     assert all(doubtful[key] == mark for key, mark in sure.items() if key not in at_temperature)
     assert comparison.notes[0].startswith(f"The temperature is not identified by the held-out images of b {HOSTILE}: ")
@@ -422,3 +424,35 @@ def test_paths_that_lead_nowhere_are_named(written: Callable[..., list[Path]], t
     (tmp_path / "empty").mkdir()
     with pytest.raises(EbmhybridError, match=r"empty: no evaluation there, neither results\.json nor eval/"):
         compare_results([written()[0], tmp_path / "empty"])
+
+
+def _places(content: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    items = (
+        content.items() if isinstance(content, dict) else enumerate(content[:1]) if isinstance(content, list) else ()
+    )
+    for key, value in items:
+        yield (*place, key)
+        yield from _places(value, (*place, key))
+
+
+def test_whatever_stands_in_a_file_the_error_is_one_of_ours(
+    contents: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    first = next(iter(contents.values()))
+    files = [tmp_path / name / "results.json" for name in ("a", "b")]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text(json.dumps(first))
+    places = sorted(_places(first), key=repr)
+    draw = random.Random(0)
+    for place in draw.sample(places, 60):
+        broken = copy.deepcopy(first)
+        holder: Any = broken
+        for key in place[:-1]:
+            holder = holder[key]
+        holder[place[-1]] = draw.choice([10**400, float("nan"), float("inf"), None, [], {}, "x", [1], -1])
+        files[1].write_text(json.dumps(broken))
+        try:
+            compare_results(files).table()
+        except EbmhybridError as error:
+            assert str(files[1]) in str(error), place

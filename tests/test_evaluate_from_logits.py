@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import traceback
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from ebmhybrid.errors import EbmhybridError
 from ebmhybrid.evaluate.accuracy import accuracy_of
@@ -159,7 +162,22 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "another name": ({"x": np.zeros(3)}, "unknown array 'x': valid: .*ood_NAME_logits"),
     "OOD labels": ({"ood_svhn_labels": np.zeros(15, int)}, "unknown array 'ood_svhn_labels'"),
     "an OOD set without a name": ({"ood__logits": np.zeros((2, 4))}, "unknown array 'ood__logits'"),
-    "twice": ({"logits": np.zeros((2, 4))}, "'logits' and 'test_logits' are the same thing"),
+    "twice": ({"logits": np.zeros((2, 4))}, "arrays 'logits' and 'test_logits' are the same thing"),
+    "above 1e100": (
+        {"test_logits": at(2, 1, -1.1e100)},
+        "test logits must be at most 1e.100 in .*got -1.1e.100 in row 2",
+    ),
+    "beyond float64": (
+        {"test_logits": lambda x: at(2, 1, np.longdouble("1e4000"))(x.astype(np.longdouble))},
+        "test logits must be at most 1e.100 in magnitude, got 1e.4000 in row 2, column 1",
+    ),
+    "inf beyond float64": (
+        {"test_logits": lambda x: at(2, 1, np.longdouble("inf"))(x.astype(np.longdouble))},
+        "test logits must be finite, got inf in row 2, column 1",
+    ),
+    "huge features": ({"train_features": at(0, 4, 1e101)}, "train features must be at most 1e.100"),
+    "huge head": ({"head_weight": at(0, 4, 1e101)}, "head_weight must be at most 1e.100"),
+    "huge bias": ({"head_bias": np.full(4, 1e101)}, r"head_bias must be \(4,\) finite numbers of at most 1e.100"),
     "validation without labels": ({"validation_labels": None}, "'validation_labels' is missing"),
     "train without labels": ({"train_labels": None}, "'train_labels' is missing"),
     "labels alone": ({"train_logits": None}, "'train_logits' is missing: train_features alone"),
@@ -219,6 +237,144 @@ def test_probabilities_are_no_logits() -> None:
     predictions_of(probabilities - 1 / 4)  # sums to 0
 
 
+def test_a_value_of_1e100_still_passes_and_gives_finite_figures() -> None:
+    logits = np.array([[1e100, -1e100], [0.0, 1.0]])
+    found = predictions_of(logits, [1, 1])
+    np.testing.assert_array_equal(found.logits, logits)
+    assert np.isfinite(energy(found.logits)).all()
+    assert np.isfinite(found.probabilities).all()
+
+
+@pytest.mark.parametrize("order", [("logits", "test_logits"), ("test_logits", "logits")])
+def test_the_same_array_twice_is_named_by_both_names(order: tuple[str, str]) -> None:
+    with pytest.raises(EbmhybridError, match=r"^arrays 'logits' and 'test_logits' are the same thing"):
+        sets_of({name: np.eye(2) + 1 for name in order} | {"labels": np.array([0, 1])})
+
+
+def test_lists_and_tensors_are_arrays_too() -> None:
+    made = arrays()
+    logits, labels, features = (made[f"test_{part}"] for part in ("logits", "labels", "features"))
+    expected = predictions_of(logits, labels, features=features)
+    tensor = torch.from_numpy(logits).requires_grad_()
+    for found in (
+        predictions_of(logits.tolist(), labels.tolist(), features=features.tolist()),
+        predictions_of(tensor, torch.from_numpy(labels), features=torch.from_numpy(features)),
+        sets_of({"logits": tensor, "labels": labels.tolist(), "features": features.tolist()}).test,
+        sets_of(
+            {"logits": logits, "labels": labels, "features": features}
+            | {"head_weight": made["head_weight"].tolist(), "head_bias": torch.from_numpy(made["head_bias"])}
+        ).test,
+    ):
+        assert found.digest == expected.digest
+        np.testing.assert_array_equal(found.logits, expected.logits)
+        np.testing.assert_array_equal(found.labels, expected.labels)
+        np.testing.assert_array_equal(found.features, features)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_tensors_in_half_precision_are_noted(dtype: torch.dtype) -> None:
+    logits = torch.from_numpy(arrays()["test_logits"]).to(dtype)
+    found = predictions_of(logits)
+    np.testing.assert_array_equal(found.logits, logits.double().numpy())
+    assert found.notes == ("logits came in half precision",)
+    assert predictions_of(logits.float()).notes == ()
+
+
+class Broken:
+    def __array__(self, *args: Any, **options: Any) -> np.ndarray:
+        raise RuntimeError("cannot")
+
+
+@pytest.mark.parametrize(
+    ("logits", "message"),
+    [
+        ([[1.0, 2.0], [1.0]], "test logits must be an array, got list that is none"),
+        (Broken(), "test logits must be an array, got Broken that is none"),
+        (torch.eye(2).to_sparse(), "test logits must be an array, got Tensor that is none"),
+        (None, r"test logits must be floating point .* got object \(\)"),
+        ("text", r"test logits must be floating point .* got <U4 \(\)"),
+        ([], r"not empty, got float64 \(0,\)"),
+        ([[1, 2]], "test logits must be floating point .* got int64"),
+    ],
+)
+def test_what_is_no_array_is_named(logits: Any, message: str) -> None:
+    with pytest.raises(EbmhybridError, match=message):
+        predictions_of(logits)
+
+
+@pytest.mark.parametrize("labels", [[[0], [1, 2]], Broken()])
+def test_labels_that_are_no_array_are_named(labels: Any) -> None:
+    with pytest.raises(EbmhybridError, match="test labels must be an array, got"):
+        predictions_of([[1.0, 2.0]], labels)
+
+
+@pytest.mark.parametrize("member", ["logits", "test_logits", "notes.txt", "a/b"])
+def test_a_member_that_is_no_array_is_named(member: str, tmp_path) -> None:
+    path = saved(tmp_path, {})
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(member, b"text")
+    with pytest.raises(
+        EbmhybridError, match=rf"logits\.npz: '{member}' is no array: it must be a zip archive of arrays"
+    ):
+        read_logits(path)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_member_that_is_there_twice_is_named(tmp_path) -> None:
+    path = saved(tmp_path, {"logits": np.eye(2) + 1, "labels": np.zeros(2, int)})
+    with zipfile.ZipFile(path) as archive:
+        content = archive.read("logits.npy")
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("logits.npy", content)
+    with pytest.raises(EbmhybridError, match="array 'logits' is there twice"):
+        read_logits(path)
+
+
+def test_a_damaged_member_is_named(tmp_path) -> None:
+    path = saved(tmp_path, arrays())
+    raw = bytearray(path.read_bytes())
+    raw[raw.index(b"test_logits.npy") + 200] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(EbmhybridError, match=r"logits\.npz: array 'test_logits' cannot be read, it is damaged"):
+        read_logits(path)
+
+
+def test_numpys_advice_is_never_passed_on(tmp_path) -> None:
+    """An array, a text, an array that ends in a zip archive, objects: numpy says how to unpickle these."""
+    np.save(tmp_path / "a.npy", np.zeros((2, 2)))
+    (tmp_path / "b.txt").write_text("1 2\n3 4\n")
+    archive = saved(tmp_path, {"x": np.zeros(2)}).read_bytes()
+    (tmp_path / "c.npz").write_bytes((tmp_path / "a.npy").read_bytes() + archive)
+    (tmp_path / "d.npz").write_bytes(b"PK\x03\x04" + bytes(100))
+    np.savez(tmp_path / "e.npz", logits=np.array([[{}]], dtype=object))
+    for name in ("a.npy", "b.txt", "c.npz", "d.npz", "e.npz"):
+        with pytest.raises(EbmhybridError) as caught:
+            read_logits(tmp_path / name)
+        shown = "".join(traceback.format_exception(caught.value))
+        assert "allow_pickle=" not in shown.split("EbmhybridError")[-1]
+        assert "allow_pickle=True" not in shown
+        assert "unpickle" not in str(caught.value)
+    for name in ("a.npy", "b.txt", "d.npz"):
+        with pytest.raises(EbmhybridError, match=r"must be a zip archive of arrays, as numpy\.savez\(path"):
+            read_logits(tmp_path / name)
+
+
+def test_an_empty_archive_has_no_arrays(tmp_path) -> None:
+    with pytest.raises(EbmhybridError, match="'test_logits' is missing; there are: none"):
+        read_logits(saved(tmp_path, {}))
+
+
+def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch) -> None:
+    path = saved(tmp_path, arrays())
+
+    def denied(*args: Any, **options: Any) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", denied)
+    with pytest.raises(EbmhybridError, match=r"logits\.npz: cannot be read: Permission denied"):
+        read_logits(path)
+
+
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04" + bytes(40), b"no zip"])
 def test_a_damaged_file_is_named(content: bytes, tmp_path) -> None:
     path = tmp_path / "x.npz"
@@ -247,6 +403,6 @@ def test_nothing_in_a_file_is_run(tmp_path) -> None:
             return (tmp_path.joinpath("ran").write_text, ("x",))
 
     np.savez(tmp_path / "x.npz", logits=np.array([[Planted()]], dtype=object), labels=np.zeros(1, int))
-    with pytest.raises(EbmhybridError, match="hold objects"):
+    with pytest.raises(EbmhybridError, match="array 'logits' cannot be read, it is damaged or holds Python objects"):
         read_logits(tmp_path / "x.npz")
     assert not (tmp_path / "ran").exists()

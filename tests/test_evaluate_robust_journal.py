@@ -14,7 +14,7 @@ from torch import nn
 
 from ebmhybrid.errors import EbmhybridError
 from ebmhybrid.evaluate import evaluate_robustness, robust_cells
-from ebmhybrid.evaluate.robust_journal import weights_digest
+from ebmhybrid.evaluate.robust_journal import Cell, Journal, _checksum, weights_digest
 
 MODEL = LinearClasses(3)
 IMAGES = grey(20)
@@ -25,6 +25,15 @@ RADIUS = float(distances(MODEL, IMAGES, "linf").mean())
 def _run(journal: Path | None, model: Any = MODEL, data: Any = SET, **options: Any) -> Any:
     asked: dict[str, Any] = {"attacks": ["fgsm", "pgd"], "eps": [RADIUS, 1.5 * RADIUS], "steps": 2, "batch_size": 8}
     return evaluate_robustness(model, data, journal=journal, **(asked | options))
+
+
+def _rewritten(journal: Path, number: int, **changes: Any) -> None:
+    """Change fields of a line (counted from 1) and make its checksum anew, as someone who means to deceive would."""
+    lines = journal.read_text().splitlines()
+    entry = json.loads(lines[number - 1]) | changes
+    del entry["checksum"]
+    lines[number - 1] = json.dumps(entry | {"checksum": _checksum(entry)})
+    journal.write_text("\n".join(lines) + "\n")
 
 
 def _figures(result: Any) -> list[dict[str, Any]]:
@@ -88,10 +97,9 @@ def test_a_file_cut_off_anywhere_is_mended(tmp_path: Path) -> None:
 def test_seconds_add_up_over_runs(tmp_path: Path) -> None:
     journal = tmp_path / "attacks.jsonl"
     _run(journal)
-    header, *cells = [json.loads(line) for line in journal.read_text().splitlines()]
-    for cell in cells:
-        cell["seconds"] = 100.0
-    journal.write_text("".join(json.dumps(entry) + "\n" for entry in [header, *cells[:-1]]))
+    for number in range(2, 14):
+        _rewritten(journal, number, seconds=100.0)
+    journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:-1]))
     seconds = [row["seconds"] for row in _run(journal).rows]
     assert seconds[:4] == [0, 300, 300, 300]
     assert 200 < seconds[4] < 300
@@ -148,13 +156,143 @@ def test_a_file_that_is_no_journal_is_left_alone(tmp_path: Path, content: str) -
     assert journal.read_text() == content
 
 
-@pytest.mark.parametrize("line", ["garbage", "[]", '{"batch": 0}'])
+def test_a_journal_of_an_older_format_is_named(tmp_path: Path) -> None:
+    journal = tmp_path / "attacks.jsonl"
+    _run(journal)
+    journal.write_text(journal.read_text().replace("journal 2", "journal 1", 1))
+    with pytest.raises(EbmhybridError, match="format is 'ebmhybrid robustness journal 1' there"):
+        _run(journal)
+
+
+def test_a_header_without_its_end_is_no_journal(tmp_path: Path) -> None:
+    journal = tmp_path / "attacks.jsonl"
+    _run(journal)
+    header = journal.read_text().splitlines()[0].replace(": ", ":")
+    journal.write_text(header)
+    with pytest.raises(EbmhybridError, match="is not a journal"):
+        _run(journal)
+    assert journal.read_text() == header
+
+
+DAMAGE: dict[str, dict[str, Any]] = {
+    "other signs": {"survivors": "1111111x"},
+    "number": {"survivors": 5},
+    "no survivors": {"survivors": None},
+    "list": {"survivors": ["1", "0"]},
+    "delta beyond the radius": {"max_delta": 99.0},
+    "delta a little beyond the radius": {"max_delta": RADIUS + 1e-5},
+    "delta of text": {"max_delta": "a"},
+    "no delta": {"max_delta": None},
+    "delta NaN": {"max_delta": math.nan},
+    "delta below 0": {"max_delta": -1e-9},
+    "no seconds": {"seconds": None},
+    "seconds inf": {"seconds": math.inf},
+    "seconds NaN": {"seconds": math.nan},
+    "seconds too long for a float": {"seconds": 10**400},
+    "seconds below 0": {"seconds": -1.0},
+    "seconds True": {"seconds": True},
+    "fell of text": {"recheck_fell": "x"},
+    "fell of a float": {"rechecked": 1.0},
+    "fell below 0": {"recheck_fell": -1},
+    "more fell than were rechecked": {"survivors": "0" * 8, "rechecked": 0, "recheck_fell": 1},
+    "more fell than did": {"survivors": "1" * 8, "rechecked": 1, "recheck_fell": 1},
+    "more rechecked than there are": {"rechecked": 9},
+    "notes of numbers": {"notes": [1, {}]},
+    "notes of text": {"notes": "text"},
+    "no notes": {"notes": None},
+    "batch of text": {"batch": "0"},
+    "batch below 0": {"batch": -1},
+    "batch True": {"batch": True},
+    "attack of a list": {"attack": ["fgsm"]},
+    "no eps": {"eps": None},
+    "eps inf": {"eps": math.inf},
+    "images of a number": {"images": 3},
+    "a field too many": {"source": "elsewhere"},
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_a_field_that_no_attack_makes_is_refused_though_the_checksum_fits(tmp_path: Path, case: str) -> None:
+    journal = tmp_path / "attacks.jsonl"
+    _run(journal)
+    assert len(json.loads(journal.read_text().splitlines()[1])["survivors"]) == 8
+    _rewritten(journal, 2, **DAMAGE[case])
+    before = journal.read_bytes()
+    with pytest.raises(EbmhybridError, match=r"attacks\.jsonl: line 2 is damaged; delete the file to attack anew$"):
+        _run(journal)
+    assert journal.read_bytes() == before
+
+
+@pytest.mark.parametrize("number", [2, 13])
+@pytest.mark.parametrize("count", [0, 1, 3, 7, 9])
+def test_survivors_of_another_number_of_images_are_refused(tmp_path: Path, count: int, number: int) -> None:
+    journal = tmp_path / "attacks.jsonl"
+    _run(journal)
+    right = len(json.loads(journal.read_text().splitlines()[number - 1])["survivors"])
+    assert right == {2: 8, 13: 4}[number]
+    _rewritten(journal, number, survivors="1" * count)
+    message = rf"line {number} is damaged: it is of {count} images, and {right} of .*; delete the file to attack anew"
+    with pytest.raises(EbmhybridError, match=message):
+        _run(journal)
+
+
+def test_a_line_rewritten_as_it_was_is_still_read(tmp_path: Path) -> None:
+    journal = tmp_path / "attacks.jsonl"
+    whole, before = _figures(_run(journal)), journal.read_bytes()
+    for number in range(2, 14):
+        _rewritten(journal, number)
+    assert journal.read_bytes() == before
+    _rewritten(journal, 2, seconds=7, max_delta=RADIUS)
+    assert _figures(_run(journal)) == whole
+
+
+@pytest.mark.parametrize("field", ["survivors", "max_delta", "seconds", "batch", "eps", "images", "checksum"])
+def test_an_edited_value_is_noticed(tmp_path: Path, field: str) -> None:
+    journal = tmp_path / "attacks.jsonl"
+    _run(journal)
+    lines = journal.read_text().splitlines()
+    entry = json.loads(lines[4])
+    old = entry[field]
+    if isinstance(old, str):
+        entry[field] = old[:-1] + ("1" if old[-1] == "0" else "0")
+    else:
+        entry[field] = old + 1 if field == "batch" else old * 0.99
+    assert entry[field] != old
+    lines[4] = json.dumps(entry)
+    journal.write_text("\n".join(lines) + "\n")
+    with pytest.raises(EbmhybridError, match="line 5 is damaged; delete the file"):
+        _run(journal)
+
+
+@pytest.mark.parametrize("cell", [Cell("101", 0.1, 3, 1, 2.5, ("a", "b\n\u2028")), Cell("0", 0, 0, 0, 0)])
+def test_a_cell_comes_back_as_it_was_written_and_knows_its_line(tmp_path: Path, cell: Cell) -> None:
+    path = tmp_path / "attacks.jsonl"
+    Journal(path, {}).add(3, "pgd", 0.1, "digest", cell)
+    found = Journal(path, {}).get(3, "pgd", 0.1, "digest")
+    assert found == cell
+    assert found is not None
+    assert found.source == f"journal {path}: line 2"
+
+
+def test_a_line_is_damaged_though_the_last_one_was_cut_off(tmp_path: Path) -> None:
+    journal = tmp_path / "attacks.jsonl"
+    _run(journal)
+    content = journal.read_bytes().replace(b'"survivors"', b'"survivers"', 1)[:-3]
+    journal.write_bytes(content)
+    with pytest.raises(EbmhybridError, match="line 2 is damaged"):
+        _run(journal)
+    assert journal.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "line", ["garbage", "[]", '{"batch": 0}', "", "\r", "null", "[" * 100_000, "9" * 5000, "\udc80"]
+)
 def test_a_damaged_line_is_named(tmp_path: Path, line: str) -> None:
     journal = tmp_path / "attacks.jsonl"
     _run(journal)
     lines = journal.read_text().splitlines()
     lines[2] = line
-    journal.write_text("\n".join(lines) + "\n")
+    journal.write_bytes(("\n".join(lines) + "\n").encode(errors="surrogateescape"))
     with pytest.raises(EbmhybridError, match="line 3 is damaged"):
         _run(journal)
 

@@ -266,7 +266,7 @@ def test_the_figure_shows_every_confidence_above_the_best_order() -> None:
     (axes,) = result.plot().axes
     best, *lines = axes.get_lines()
     assert len(lines) == 3
-    assert [line.get_label() for line in lines] == [f"{row['score']} ({row['aurc']:.4f})" for row in result.rows]
+    assert [line.get_label() for line in lines] == [f"{row['score']} ({1000 * row['aurc']:.2f})" for row in result.rows]
     correct = _predictions().correct
     np.testing.assert_allclose(
         best.get_ydata(),
