@@ -63,9 +63,9 @@ measure_options = options(
         "--eps",
         type=Number(),
         multiple=True,
-        help="Attack radius, pixels in [0, 1]; one is run at 1/4, 1/2 and 2 times too, several as they are."
-        "  [default: 8/255]",
+        help="Attack radius, pixels in [0, 1], repeatable.  [default: 8/255]",
     ),
+    click.option("--sweep/--no-sweep", default=None, help="One eps at 1/4, 1/2 and 2 times too.  [default: yes]"),
     click.option("--norm", type=click.Choice(["linf", "l2"]), help="The attack's norm.  [default: linf]"),
     click.option("--steps", type=POSITIVE, metavar="N", help="Of an attack by gradients.  [default: 20]"),
     click.option("--queries", type=POSITIVE, metavar="N", help="Of square, which is slow.  [default: 5000]"),

@@ -30,7 +30,7 @@ class Measures:
         scores: OOD scores, or `all`.
         calibration: whether to measure it.
         attacks, norm, steps, restarts, eot, queries: see :func:`ebmhybrid.evaluate.evaluate_robustness`.
-        eps: one radius, run at 1/4, 1/2, 1 and 2 times, or several, run as they are.
+        eps, sweep: one radius, run at 1/4, 1/2, 1 and 2 times, without `sweep` alone; or several, run as they are.
         sanity: the signs of masked gradients; None is where an attack runs.
         attack_detector, refine: whether to attack the OOD score, and SGLD-refined inference, too.
         corruptions, severities: whether to corrupt the test images, and how far, 1 to 5.
@@ -48,6 +48,7 @@ class Measures:
     restarts: int = 1
     eot: int = 1
     queries: int = QUERIES
+    sweep: bool = True
     sanity: bool | None = None
     attack_detector: bool = False
     refine: bool = False
@@ -113,12 +114,16 @@ def measure(
         cache: a folder for predictions and for what attacks have found so far; None keeps neither.
     """
     strangers = load_strangers(measures.ood, id_name, source)
-    test = source.prepared(strangers.test or test)
+    ood_test = strangers.test
+    if ood_test is not None and ood_test.digest() == test.digest():
+        test, ood_test = ood_test, None  # the same images, with the protocol's notes
+    test = source.prepared(test)
     passed = asdict(measures)
     del passed["ood"], passed["seed"]
     journal = None
     if cache and measures.attacks:
-        journal = cache / f"attacks-{_digest(weights, test.digest(), str(device), passed, measures.seed)}.jsonl"
+        asked = [passed[name] for name in (*_OF_ATTACKS, "attacks", "eot", "queries", "sweep", "limit")]
+        journal = cache / f"attacks-{_digest(weights, test.digest(), str(device), asked, measures.seed)}.jsonl"
     return suite.evaluate(
         model,
         test,
@@ -126,6 +131,7 @@ def measure(
         train_set=source.prepared(train) if train else None,
         ood_sets=strangers.sets,
         groups=strangers.groups or None,
+        ood_test=source.prepared(ood_test) if ood_test else None,
         corruption_sets=cifar10c_sets(id_name, source) if measures.corruptions else None,
         generator=torch.Generator().manual_seed(measures.seed),
         cache=PredictionCache(cache, weights) if cache else None,

@@ -23,7 +23,8 @@ CURVE = (0.25, 0.5, 1.0, 2.0)  # of eps
 class Attacks:
     """How to attack: the arguments of :func:`ebmhybrid.evaluate.evaluate_robustness`, checked.
 
-    One eps is run at a quarter, half, once and twice its value, several as they are; `main` is the first. `others`:
+    One eps is run at a quarter, half, once and twice its value, without `sweep` alone; several are run as they are.
+    `main` is the first. `others`:
     whether something else is attacked with the same settings, the refined model or the OOD score.
     """
 
@@ -34,6 +35,7 @@ class Attacks:
     restarts: int
     eot: int = 1
     queries: int = QUERIES
+    sweep: bool = True
     others: bool = False
 
     def __post_init__(self) -> None:
@@ -48,10 +50,15 @@ class Attacks:
 
     def radii(self, shape: Sequence[int]) -> list[float]:
         """The radii to run on images (C, H, W): none wider than the box of images, unless it was asked for."""
-        if np.ndim(self.eps):
-            return [float(eps) for eps in np.asarray(self.eps)]
+        if np.ndim(self.eps) or not self.sweep:
+            return [float(eps) for eps in np.atleast_1d(np.asarray(self.eps))]
         widest = 1.0 if self.norm == "linf" else math.sqrt(math.prod(shape))
         return [self.main * factor for factor in CURVE if factor <= 1 or self.main * factor <= widest]
+
+    @property
+    def refine_eot(self) -> int:
+        """Draws of a refined model, of which fewer than 20 prove little."""
+        return max(20, self.eot)
 
     def settings(self) -> dict[str, Any]:
         """What was asked for, as results.json has it."""

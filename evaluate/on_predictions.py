@@ -67,14 +67,16 @@ def of_predictions(
     head: Head | None,
     scores: Sequence[str],
     *,
+    id_side: Predictions | None = None,
     test_images: Values | None = None,
+    id_images: Values | None = None,
     ood_images: Mapping[str, Values] | None = None,
     calibration: bool = True,
     groups: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The parts of a `SuiteResult` that predictions suffice for.
 
-    `test_images` and `ood_images` are the scores that took images.
+    `id_side` stands for the test set in OOD detection alone; `..._images` are the scores that took images.
     """
     fitted = fit_detectors(scores, train=train, validation=validation, head=head)
 
@@ -83,16 +85,18 @@ def of_predictions(
 
     sets = [described("test", test)]
     sets += [described(role, one) for role, one in (("validation", validation), ("train", train)) if one is not None]
+    sets += [described("ood id", id_side)] if id_side is not None else []
     sets += [described("ood", stranger) for stranger in strangers.values()]
-    inside = score(test, test_images)
+    test_scores = score(test, test_images)
+    inside = test_scores if id_side is None else score(id_side, id_images)
     outside = {name: score(stranger, (ood_images or {}).get(name)) for name, stranger in strangers.items()}
     return {
         "accuracy": accuracy_of(test),
         "calibration": calibration_of(test, validation) if calibration else None,
         "selective": selective_of(test),
-        "ood": compare(test.name, inside, outside, groups) if outside else None,
+        "ood": compare((test if id_side is None else id_side).name, inside, outside, groups) if outside else None,
         "sets": tuple(sets),
-        "test_scores": inside,
+        "test_scores": test_scores,
     }
 
 

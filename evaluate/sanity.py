@@ -36,7 +36,20 @@ from .attacks import forked_rng, guarded, seed_of
 from .predictions import ImageSet, Model, Progress, batches, model_device, recut, set_name
 from .robustness import RobustnessResult, check_attacks
 from .sanity_evidence import FEW, evidence_of
-from .sanity_verdicts import CHECKS, INFO, NOT_RUN, PASS, WARN, Verdict, falling_survivors, unusually_robust
+from .sanity_verdicts import (
+    CHECKS,
+    INFO,
+    NOT_RUN,
+    PASS,
+    WARN,
+    Verdict,
+    black_box_survivors,
+    falling_survivors,
+    unusually_robust,
+)
+
+# Checks that a whole robustness result can answer as well, on more images and longer attacks.
+_OF_SURVIVORS = {"eps curve": falling_survivors, "black box": black_box_survivors}
 
 
 @dataclass(frozen=True)
@@ -103,7 +116,7 @@ def sanity_panel(
         queries: of Square, 5,000 in AutoAttack.
         eot: for models that draw at random: attacks and decisions see the mean logits of so many calls.
         generator: where the seed of the random starts comes from; None is a fixed seed.
-        robustness: a result of the same model; "eps curve" then looks at its survivors as well.
+        robustness: a result of the same model; "eps curve" and "black box" then look at its survivors as well.
         batch_size: images attacked at once.
 
     Raises:
@@ -150,10 +163,10 @@ def _verdicts(
             verdict = Verdict(NOT_RUN, None, "Square in l2 needs square images of at least 5 x 5 pixels")
         else:
             verdict = told.judge(seen)
-        if check == "eps curve" and robustness is not None:
-            given = falling_survivors(robustness.survivors)
+        if robustness is not None and check in _OF_SURVIVORS:
+            given = _OF_SURVIVORS[check](robustness.survivors)
             verdict = given if given.status == WARN else verdict
-        yield _row(check, verdict, n, told.measures, told.meaning)
+        yield _row(check, verdict, verdict.n or n, told.measures, told.meaning)
     verdict = unusually_robust(seen, budget["norm"], budget["eps"]) if n else Verdict(NOT_RUN, None)
     yield _row(
         "unusually robust",

@@ -22,6 +22,7 @@ FLOAT32_GAP, FLOAT64_GAP = 17.0, 30.0
 PLAIN_FALLS = {"linf": 8 / 255, "l2": 0.5}
 _NEGLIGIBLE, _NOTABLE, _RARE = 0.01, 0.02, 0.01
 _DRIFT = 1e-4
+BY_GRADIENT = ("pgd", "apgd-ce", "apgd-dlr", "fab")  # the strong ones among the attacks that look at gradients
 
 Evidence = Mapping[str, np.ndarray]
 
@@ -33,6 +34,7 @@ class Verdict:
     status: str
     value: float | None  # None where the check was not run
     detail: str = ""
+    n: int | None = None  # images, where not those of the panel
 
 
 def clearly_above(count: int, n: int, share: float = _NEGLIGIBLE) -> bool:
@@ -110,7 +112,19 @@ def falling_survivors(survivors: Mapping[tuple[str, float], np.ndarray]) -> Verd
         radii = sorted(eps for name, eps in survivors if name == attack)
         found = rises([survivors[attack, eps] for eps in radii])
         if (found.status == WARN, found.value) > (worst.status == WARN, worst.value):
-            worst = Verdict(found.status, found.value, f"of {attack}")
+            worst = Verdict(found.status, found.value, f"of {attack}", len(survivors[attack, radii[0]]))
+    return worst
+
+
+def black_box_survivors(survivors: Mapping[tuple[str, float], np.ndarray]) -> Verdict:
+    """:func:`black_box` over a robustness result: the largest share that Square alone finds at a radius."""
+    worst = Verdict(PASS, 0.0)
+    for eps in sorted(eps for attack, eps in survivors if attack == "square"):
+        others = [stands for (attack, at), stands in survivors.items() if at == eps and attack in BY_GRADIENT]
+        if others:
+            found = _share(np.logical_and.reduce(others) & ~survivors["square", eps])
+            if (found.status == WARN, found.value) > (worst.status == WARN, worst.value):
+                worst = Verdict(found.status, found.value, f"at eps = {eps:.4g}", len(others[0]))
     return worst
 
 

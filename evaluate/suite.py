@@ -27,6 +27,7 @@ from .predictions import (
     evaluating,
     model_device,
     predict,
+    set_name,
 )
 from .results import SuiteResult, package_versions
 from .scores import MODEL_SCORES, model_score
@@ -55,9 +56,11 @@ def evaluate(
     *,
     train_set: ImageSet | None = None,
     groups: Mapping[str, str] | None = None,
+    ood_test: ImageSet | None = None,
     corruptions: bool = False,
     corruption_sets: Sets | None = None,
     severities: Sequence[int] = SEVERITIES,
+    sweep: bool = True,
     eot: int = 1,
     queries: int = QUERIES,
     sanity: bool | None = None,
@@ -78,17 +81,20 @@ def evaluate(
         calibration: whether to measure calibration.
         attacks: names of `attacks.ATTACKS`; none by default, they are slow.
         norm, steps, restarts, eot, queries, generator: see :func:`ebmhybrid.evaluate.evaluate_robustness`.
-        eps: one radius, run at a quarter, half, once and twice its value, or several, run as they are.
+        eps, sweep: one radius, run at a quarter, half, once and twice its value, without `sweep` alone; or several, run
+            as they are.
         limit: at most so many images of each set; every n says what was used.
         progress: progress(batches, text) -> batches, to show a bar.
         context: JSON-able facts for the report; `context["config"]` is the recipe, `context["model"]` a title.
         train_set: labelled images trained on, without augmentation, for the detectors that are fitted on them.
         groups: OOD set -> "near" or "far".
+        ood_test: the ID side of OOD detection where a protocol has one of its own; None is the test set.
         corruptions, corruption_sets, severities: whether to corrupt the test images, from which files instead, and
             how far; see :func:`ebmhybrid.evaluate.evaluate_corruptions`.
         sanity: signs of masked gradients; None is where an attack runs.
         attack_detector: attack the first of the scores that can be, too.
-        refine: attack SGLD-refined inference too, see :func:`ebmhybrid.evaluate.evaluate_refined`: very slow.
+        refine: attack SGLD-refined inference too, with 20 draws or more, see
+            :func:`ebmhybrid.evaluate.evaluate_refined`: very slow.
         cache: keeps predictions for the next evaluation.
         journal: a file from which an interrupted attack goes on.
 
@@ -103,7 +109,7 @@ def evaluate(
         check_repeatable(data, str(name))
     check_severities(severities)
     asked = names_of(scores)
-    attack = Attacks(names_of(attacks), norm, eps, steps, restarts, eot, queries, refine)
+    attack = Attacks(names_of(attacks), norm, eps, steps, restarts, eot, queries, sweep, refine)
     given = {"train": train_set, "validation": validation, "images": True}
     given |= dict.fromkeys(_offered(model, test_set, asked, device), True)
     names = check_scores(asked, [need for need, value in given.items() if value is not None])
@@ -123,6 +129,7 @@ def evaluate(
         check_sides(test.image_shape)
     fitting = validation is not None and (calibration or "validation" in needs)
     strangers = {str(name): seen(data, str(name), labelled=False) for name, data in (ood_sets or {}).items()}
+    inside = ood_test if ood_test is not None and ood_sets else None
     result = of_predictions(
         test,
         seen(validation) if fitting and validation is not None else None,
@@ -130,7 +137,9 @@ def evaluate(
         strangers,
         head_of(model) if "head" in needs else None,
         asked,
+        id_side=None if inside is None else seen(inside, labelled=False),
         test_images=by_images(test_set, test.name),
+        id_images=None if inside is None else by_images(inside, set_name(inside)),
         ood_images={str(name): by_images(data, str(name)) for name, data in (ood_sets or {}).items()},
         calibration=calibration,
         groups=groups,
@@ -145,6 +154,7 @@ def evaluate(
         ood_sets or {},
         attack,
         test.image_shape,
+        id_set=inside,
         sanity=sanity is not False,
         detector=detector,
         refine=refine,

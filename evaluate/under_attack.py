@@ -26,6 +26,7 @@ def under_attack(
     attacks: Attacks,
     shape: Sequence[int],
     *,
+    id_set: ImageSet | None = None,
     sanity: bool,
     detector: str | None,
     refine: bool,
@@ -40,6 +41,7 @@ def under_attack(
 
     Arguments:
         shape: (C, H, W) of the images.
+        id_set: the ID side of OOD detection where it is not the test set.
         sanity, refine: whether to look for masked gradients, and to evaluate SGLD-refined inference.
         detector: the OOD score to attack, None for none.
         journal, weights: of :func:`ebmhybrid.evaluate.evaluate_robustness`, like the rest.
@@ -69,8 +71,10 @@ def under_attack(
         found["sanity"] = sanity_panel(model, test_set, **ball, **about, **common)
     if detector is not None:
         found["detector_robustness"] = evaluate_detector_robustness(
-            model, test_set, ood_sets, detector, limit=limit, **ball, **effort, **common
+            model, test_set if id_set is None else id_set, ood_sets, detector, limit=limit, **ball, **effort, **common
         )
     if refine:
-        found["refined"] = evaluate_refined(Refined(model), test_set, limit=limit, **ball, **effort, **common)
+        found["refined"] = evaluate_refined(
+            Refined(model), test_set, eot=attacks.refine_eot, limit=limit, **ball, **effort, **common
+        )
     return found

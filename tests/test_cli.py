@@ -654,7 +654,22 @@ def asked(monkeypatch):
 def test_every_option_reaches_the_suite(run, tmp_path, asked) -> None:
     result = call(
         *("eval", run, "--ood", "noise", "--score", "all", "--attack", "apgd-ce", "--attack", "square", "--norm", "l2"),
-        *("--eps", "1/2", "--eps", "1", "--steps", "7", "--restarts", "2", "--eot", "3", "--no-sanity"),
+        *(
+            "--eps",
+            "1/2",
+            "--eps",
+            "1",
+            "--steps",
+            "7",
+            "--restarts",
+            "2",
+            "--eot",
+            "3",
+            "--queries",
+            "50",
+            "--no-sweep",
+            "--no-sanity",
+        ),
         *(
             "--attack-detector",
             "--refine",
@@ -679,6 +694,8 @@ def test_every_option_reaches_the_suite(run, tmp_path, asked) -> None:
         "steps": 7,
         "restarts": 2,
         "eot": 3,
+        "queries": 50,
+        "sweep": False,
         "sanity": False,
         "attack_detector": True,
         "refine": True,

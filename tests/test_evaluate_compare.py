@@ -455,4 +455,7 @@ def test_whatever_stands_in_a_file_the_error_is_one_of_ours(
         try:
             compare_results(files).table()
         except EbmhybridError as error:
-            assert str(files[1]) in str(error), place
+            message = str(error)
+        else:
+            message = str(files[1])  # a change that a comparison can live with
+        assert str(files[1]) in message, place

@@ -16,7 +16,14 @@ from torch import Tensor, nn
 from ebmhybrid.evaluate import evaluate_robustness, sanity, sanity_evidence
 from ebmhybrid.evaluate.robustness import RobustnessResult
 from ebmhybrid.evaluate.sanity import sanity_panel
-from ebmhybrid.evaluate.sanity_verdicts import CHECKS, clearly_above, falling_survivors, notable, rises
+from ebmhybrid.evaluate.sanity_verdicts import (
+    CHECKS,
+    black_box_survivors,
+    clearly_above,
+    falling_survivors,
+    notable,
+    rises,
+)
 
 N, EPS = 24, 0.1
 QUICK: dict[str, Any] = {"eps": EPS, "steps": 40, "queries": 150}
@@ -205,7 +212,7 @@ def test_survivors_of_a_robustness_result_count_for_the_eps_curve() -> None:
     verdict = falling_survivors(survivors)
     assert (verdict.status, verdict.value, verdict.detail) == ("warn", 0.1, "of pgd")
     given = RobustnessResult((), survivors)
-    assert _panel(_net(), robustness=given).warnings == ("eps curve",)
+    assert "eps curve" in _panel(_net(), robustness=given).warnings
     assert falling_survivors({key: mask for key, mask in survivors.items() if key[0] != "pgd"}).status == "pass"
     data = [(_images(), torch.arange(N) % 3)]
     real = evaluate_robustness(_net(), data, ["fgsm", "pgd"], eps=[0.02, 0.1], steps=5)
@@ -350,3 +357,20 @@ def test_unusable_sets_are_named() -> None:
         sanity_panel(_net(), [], **QUICK)
     with pytest.raises(ValueError, match=r"labels must lie in \[0, 3\), got 5"):
         sanity_panel(_net(), [(_images()[:1], torch.tensor([5]))], **QUICK)
+
+
+def test_square_beating_all_gradient_attacks_of_a_result_is_a_warning() -> None:
+    stands, falls = np.ones(200, dtype=bool), np.arange(200) >= 20
+    survivors = {("none", 0.0): stands, ("apgd-ce", 0.1): stands, ("pgd", 0.1): stands, ("square", 0.1): falls}
+    verdict = black_box_survivors(survivors)
+    assert (verdict.status, verdict.value, verdict.detail, verdict.n) == ("warn", 0.1, "at eps = 0.1", 200)
+    (row,) = [
+        row for row in _panel(_net(), robustness=RobustnessResult((), survivors)).rows if row["check"] == "black box"
+    ]
+    assert (row["status"], row["n"]) == ("warn", 200)
+    # one gradient attack that finds them too, or a Square that finds no more, is none
+    assert black_box_survivors(survivors | {("pgd", 0.1): falls}).status == "pass"
+    assert black_box_survivors(survivors | {("square", 0.1): stands}).status == "pass"
+    # fgsm is too weak to be compared with, and other radii say nothing
+    assert black_box_survivors({("fgsm", 0.1): stands, ("square", 0.1): falls}).value == 0
+    assert black_box_survivors({("pgd", 0.2): stands, ("square", 0.1): falls}).value == 0

@@ -470,3 +470,24 @@ def test_limit_is_told(sets: dict[str, Any]) -> None:
     assert result.robustness is not None
     assert {row["n"] for row in (*result.accuracy.rows, *result.robustness.rows)} == {25}
     assert result.settings["limit"] == 25
+
+
+def test_a_protocols_id_side_serves_ood_detection_alone(images: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model, ood_sets = Small(), {"far": images["far"]}
+    given = {"scores": ["energy", "grad_norm"], "ood_sets": ood_sets, "attack_detector": True, "steps": 2}
+    found = evaluate(model, images["test"], ood_test=images["noise"], **given)
+    alone = evaluate_ood(model, images["noise"], ood_sets, ["energy", "grad_norm"])
+    assert found.ood is not None
+    assert found.ood.rows == alone.rows
+    assert found.accuracy.rows[0]["n"] == len(found.test_scores["energy"]) == 24
+    assert found.detector_robustness is not None
+    assert {row["n_id"] for row in found.detector_robustness.rows} == {12}
+    assert [(row["role"], row["n"]) for row in found.sets] == [("test", 24), ("ood id", 12), ("ood", 8)]
+
+
+def test_without_the_sweep_one_radius_is_run(sets: dict[str, Any]) -> None:
+    given = {"attacks": ["fgsm"], "eps": 0.1, "calibration": False, "sanity": False}
+    found = evaluate(Counting(), sets["test_set"], sweep=False, **given)
+    assert found.robustness is not None
+    assert [row["eps"] for row in found.robustness.rows] == [0.0, 0.1]
