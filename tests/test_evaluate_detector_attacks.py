@@ -304,7 +304,7 @@ def test_a_score_may_be_a_function_and_blind_starts_are_counted() -> None:
         ({"norm": "l1"}, "unknown norm 'l1'"),
         ({"eps": 8}, "eps must be at most 1 for linf"),
         ({"eps": 9.0, "norm": "l2"}, r"sqrt\(C H W\) = 3.464"),
-        ({"steps": 0}, "steps and restarts"),
+        ({"steps": 0}, "steps must be a whole number"),
     ],
 )
 def test_unusable_arguments_are_named(kwargs: dict[str, Any], message: str) -> None:

@@ -323,7 +323,7 @@ def test_model_and_random_state_are_left_as_they_were(fails: bool) -> None:
         ({"norm": "l1"}, "unknown norm 'l1'"),
         ({"eps": 8}, "eps must be at most 1 for linf"),
         ({"eot": 0}, "batch_size and eot must be at least 1, got 32 and 0"),
-        ({"steps": 0}, "steps and restarts"),
+        ({"steps": 0}, "steps must be a whole number"),
     ],
 )
 def test_unusable_arguments_are_named(kwargs: dict[str, Any], message: str) -> None:
