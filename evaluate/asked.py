@@ -93,7 +93,7 @@ def check(
     return check_scores(scores)
 
 
-def detector_to_attack(names: Sequence[str], attacks: Attacks, strangers: bool) -> str:
+def detector_to_attack(names: Sequence[str], strangers: bool) -> str:
     """The score whose detector is attacked, known to be possible before any work."""
     if not strangers:
         raise EbmhybridError("attack_detector needs OOD images, and no OOD set was given")
@@ -102,5 +102,4 @@ def detector_to_attack(names: Sequence[str], attacks: Attacks, strangers: bool) 
         raise UsageError(
             f"attack_detector needs one of the scores {', '.join(DIFFERENTIABLE_SCORES)}, got {', '.join(names)}"
         )
-    check_attacks(["pgd"], attacks.norm, attacks.eps, attacks.steps, attacks.restarts)
     return found[0]

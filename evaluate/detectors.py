@@ -57,12 +57,11 @@ class Given:
 
 @dataclass(frozen=True)
 class Detector:
-    """A score that is fitted: which of `NEEDS` it takes, fit(given) -> (predictions -> (N,)), and a word on both."""
+    """A score that is fitted: which of `NEEDS` it takes, and fit(given) -> (predictions -> (N,))."""
 
     name: str
     needs: frozenset[str]
     fit: Callable[[Given], Score]
-    note: str
 
 
 def _there(value: T | None) -> T:
@@ -105,20 +104,19 @@ def _react(given: Given) -> Score:
 
 _TRAIN = frozenset({"train", "features"})
 _HEAD = frozenset({"features", "head"})
-_PLACE = "last layer's input, one covariance, pseudo-inverse"
 
 DETECTORS: dict[str, Detector] = {
     detector.name: detector
     for detector in (
-        Detector("temperature", frozenset({"validation"}), _temperature, "T fitted on validation logits"),
-        Detector("hdge", frozenset({"train"}), lambda g: _of_logits(hdge(_there(g.train).logits)), "all as negatives"),
-        Detector("mahalanobis", _TRAIN, lambda g: _of_classes(mahalanobis, g), _PLACE),
-        Detector("relative_mahalanobis", _TRAIN, lambda g: _of_classes(relative_mahalanobis, g), _PLACE),
-        Detector("knn", _TRAIN, lambda g: _of_features(knn(_features(g.train))), "k = 50, features of length 1"),
-        Detector("vim", _TRAIN | _HEAD, _vim, "principal subspace of half the features, at most 512, or 1000"),
-        Detector("react", _TRAIN | _HEAD, _react, "percentile 90"),
-        Detector("ash", _HEAD, lambda g: _of_features(ash(_there(g.head))), "ASH-B, percentile 90, after pooling"),
-        Detector("scale", _HEAD, lambda g: _of_features(scale(_there(g.head))), "percentile 85, after pooling"),
+        Detector("temperature", frozenset({"validation"}), _temperature),
+        Detector("hdge", frozenset({"train"}), lambda g: _of_logits(hdge(_there(g.train).logits))),
+        Detector("mahalanobis", _TRAIN, lambda g: _of_classes(mahalanobis, g)),
+        Detector("relative_mahalanobis", _TRAIN, lambda g: _of_classes(relative_mahalanobis, g)),
+        Detector("knn", _TRAIN, lambda g: _of_features(knn(_features(g.train)))),
+        Detector("vim", _TRAIN | _HEAD, _vim),
+        Detector("react", _TRAIN | _HEAD, _react),
+        Detector("ash", _HEAD, lambda g: _of_features(ash(_there(g.head)))),
+        Detector("scale", _HEAD, lambda g: _of_features(scale(_there(g.head)))),
     )
 }
 _NEEDS_OF: dict[str, frozenset[str]] = {

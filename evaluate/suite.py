@@ -109,11 +109,11 @@ def evaluate(
         check_repeatable(data, str(name))
     check_severities(severities)
     asked = names_of(scores)
-    attack = Attacks(names_of(attacks), norm, eps, steps, restarts, eot, queries, sweep, refine)
+    attack = Attacks(names_of(attacks), norm, eps, steps, restarts, eot, queries, sweep, refine or attack_detector)
     given = {"train": train_set, "validation": validation, "images": True}
     given |= dict.fromkeys(_offered(model, test_set, asked, device), True)
     names = check_scores(asked, [need for need, value in given.items() if value is not None])
-    detector = detector_to_attack(names, attack, bool(ood_sets)) if attack_detector else None
+    detector = detector_to_attack(names, bool(ood_sets)) if attack_detector else None
     needs, look = needs_of(names), predict if cache is None else cache.predict
     options: dict[str, Any] = {"limit": limit, "features": "features" in needs}
 
