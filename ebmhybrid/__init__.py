@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ebmhybrid.losses.hdge import HDGELoss
     from ebmhybrid.models.wide_resnet import WideResNet
     from ebmhybrid.recipe import load_recipe
+    from ebmhybrid.sampling import sgld
     from ebmhybrid.training import load_model, train
 
 _HOME = {
@@ -28,6 +29,7 @@ _HOME = {
     "load_model": "ebmhybrid.training",
     "load_recipe": "ebmhybrid.recipe",
     "log_density": "ebmhybrid.energies",
+    "sgld": "ebmhybrid.sampling",
     "train": "ebmhybrid.training",
 }
 
@@ -41,6 +43,7 @@ __all__ = [
     "load_model",
     "load_recipe",
     "log_density",
+    "sgld",
     "train",
 ]
 

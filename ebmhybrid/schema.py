@@ -91,6 +91,7 @@ class Model(Locked):
     mean: float | list[float] | None = None
     std: float | list[float] | None = None
     options: dict[str, Any] = {}
+    init: str | None = None  # a run or weight file to start from
 
     @model_validator(mode="after")
     def _keys_belong_to_the_model(self) -> Model:
@@ -139,17 +140,97 @@ class HDGETerm(Locked):
     label_smoothing: Probability = 0.0
 
 
+class JEMTerm(Locked):
+    """-log p(x) or -log p(x|y) by Langevin samples (Grathwohl et al. 2020), in units of the [0, 1] pixel scale.
+
+    There a gradient is twice as large and a distance half as long as for images in [-1, 1]: a published step and inner
+    step are divided by 4, a bound on the gradient doubled, and a noise halved.
+    """
+
+    weight: Positive = 1.0
+    # marginal: log p(x) = logsumexp f(x) + const; conditional: log p(x|y) = f(x)[y] + const at the batch's labels
+    target: Literal["marginal", "conditional"] = "marginal"
+    # marginal: chains climb log p(x); class: each climbs log p(x, y) of a class of its own, drawn uniformly
+    chains: Literal["marginal", "class"] = "marginal"
+    augment: bool = True  # false: the data of this term is taken as it is, without crops, flips and noise
+    l2: NonNegative = 0.0  # of the mean squared log densities, which keeps them from drifting
+    steps: Annotated[int, Field(ge=1)] = 20
+    step_size: Positive = 0.25
+    noise_std: NonNegative = 0.005
+    clip: Positive | None = None
+    clamp: bool = True
+    inner_steps: Annotated[int, Field(ge=0)] = 0
+    inner_step_size: Positive = 0.05
+    buffer_size: Annotated[int, Field(ge=1, le=2**24)] = 10000
+    reinit: Annotated[float, Field(ge=0, le=1)] = 0.05
+    start: Literal["uniform", "gaussian"] = "uniform"
+
+    @property
+    def by_class(self) -> bool:
+        """Whether each chain is a chain of a class."""
+        return self.target == "conditional" or self.chains == "class"
+
+    @model_validator(mode="after")
+    def _options_belong_together(self) -> JEMTerm:
+        if not self.inner_steps and "inner_step_size" in changed_fields(self):
+            raise ValueError("inner_step_size belongs to inner_steps >= 1")
+        if self.inner_steps and (self.clip is None or not self.clamp):
+            raise ValueError("inner_steps need clip, the bound of an inner step's gradient, and clamp")
+        return self
+
+
+class LogitNormTerm(Locked):
+    """Cross-entropy of normalised logits (Wei et al. 2022)."""
+
+    weight: Positive = 1.0
+    temperature: Positive = 0.04
+
+
+class SupConTerm(Locked):
+    """Supervised contrastive training of the features (Khosla et al. 2020), and a linear head on them.
+
+    The head learns all along from detached features, and alone, with the encoder frozen, in the last `head_epochs`.
+    """
+
+    weight: Positive = 1.0
+    temperature: Positive = 0.1
+    projection: Count = 128
+    head_epochs: Annotated[int, Field(ge=0)] = 10
+
+
+class EnergyMarginTerm(Locked):
+    """Squared hinges: E(x) below `inside` on data and above `outside` on reference images (Liu et al. 2020)."""
+
+    weight: Positive = 0.1
+    inside: Annotated[float, Field(allow_inf_nan=False)] = -23.0
+    outside: Annotated[float, Field(allow_inf_nan=False)] = -5.0
+
+    @model_validator(mode="after")
+    def _inside_is_lower(self) -> EnergyMarginTerm:
+        if not self.inside < self.outside:
+            raise ValueError(f"inside must be less than outside, got {self.inside:g} and {self.outside:g}")
+        return self
+
+
 class Objective(Locked):
-    """The terms of the loss, added up. At least one."""
+    """The terms of the loss, added up. At least one that trains a classifier or a density."""
 
     ce: CrossEntropyTerm | None = None
     hdge: HDGETerm | None = None
+    jem: JEMTerm | None = None
+    logit_norm: LogitNormTerm | None = None
+    supcon: SupConTerm | None = None
+    energy_margin: EnergyMarginTerm | None = None
     z_loss: ZLossTerm | None = None
 
     @model_validator(mode="after")
     def _has_a_term(self) -> Objective:
-        if self.ce is None and self.hdge is None:
-            raise ValueError("needs at least one term of: ce, hdge")
+        trains = ("ce", "hdge", "jem", "logit_norm", "supcon")
+        if all(getattr(self, name) is None for name in trains):
+            raise ValueError(f"needs at least one term of: {', '.join(trains)}")
+        others = [name for name in Objective.model_fields if name != "supcon" and getattr(self, name) is not None]
+        if self.supcon is not None and others:
+            raise ValueError(f"supcon trains features and then a head, and does not go with {', '.join(others)}")
         if self.ce is not None and self.hdge is not None:
             raise ValueError("hdge has its own cross-entropy: leave out ce, and set objective.hdge.ce_weight")
         if self.hdge is not None and not self.hdge.weight and not self.hdge.ce_weight:
@@ -158,10 +239,20 @@ class Objective(Locked):
 
 
 class Reference(Locked):
-    """Unlabelled reference images that join the contrast's columns: `fraction` of a batch, in equal shares a family."""
+    """Unlabelled reference images, `fraction` of a batch: a set by name, or made, in equal shares a family.
 
-    families: Annotated[list[Literal["smooth", "patches", "inversions"]], Field(min_length=1)]
+    They join the columns of a live contrast, and are what energy_margin holds off.
+    """
+
+    families: list[Literal["smooth", "patches", "inversions"]] = []
+    set: str | None = None
     fraction: Annotated[float, Field(gt=0, le=16)] = 0.5
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> Reference:
+        if bool(self.families) == (self.set is not None):
+            raise ValueError("needs either families (smooth, patches, inversions) or a set by name")
+        return self
 
 
 class Optimizer(Locked):
@@ -172,9 +263,14 @@ class Optimizer(Locked):
     betas: Annotated[list[Probability], Field(min_length=2, max_length=2)] = [0.9, 0.999]
     weight_decay: NonNegative = 5e-4
     decay_norm_and_bias: bool = True
+    # Sharpness-aware minimisation (Foret et al. 2021): the radius, 0 for none; adaptive as in Kwon et al. 2021
+    sam_rho: NonNegative = 0.0
+    sam_adaptive: bool = False
 
     @model_validator(mode="after")
     def _options_belong_to_the_optimizer(self) -> Optimizer:
+        if self.sam_adaptive and not self.sam_rho:
+            raise ValueError("sam_adaptive needs sam_rho > 0")
         foreign = {"betas"} if self.name == "sgd" else {"momentum", "nesterov"}
         if changed := sorted(foreign & changed_fields(self)):
             raise ValueError(f"{', '.join(changed)}: not an option of {self.name}")
@@ -215,12 +311,24 @@ class Training(Locked):
     log_every: Count = 50
 
 
+class Guard(Locked):
+    """When training by samples counts as diverged, and how often it may go back to its last good state.
+
+    Each return halves the Langevin step and the learning rate and draws from another seed.
+    """
+
+    max_gap: Positive = 100.0  # of |mean log density of data - of samples|, in nats
+    max_grad_norm: Positive = 1e4
+    max_rollbacks: Annotated[int, Field(ge=0)] = 3
+
+
 class Evaluation(Locked):
     """What `ebmhybrid eval` does for this run when its options are left out."""
 
     ood: list[str] = []
     scores: Annotated[list[Score], Field(min_length=1)] = ["energy", "msp", "max_logit", "entropy"]
     corruptions: bool = False
+    samples: Annotated[int, Field(ge=0)] = 0
     attacks: list[Attack] = []
     norm: Literal["linf", "l2"] = "linf"
     eps: Positive = 8 / 255
@@ -245,21 +353,57 @@ class Recipe(Locked):
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     training: Training = Training()
+    guard: Guard = Guard()
     evaluation: Evaluation = Evaluation()
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Recipe:
-        hdge = self.objective.hdge
-        if self.reference and (hdge is None or hdge.negatives == "bank"):
+        terms, hdge = self.objective, self.objective.hdge
+        live = hdge is not None and hdge.negatives != "bank"
+        if self.reference and not live and terms.energy_margin is None:
             raise ValueError(
-                "reference images enter live columns: objective.hdge.negatives must be batch or bank+batch"
+                "reference images enter live columns or energy_margin: objective.hdge.negatives must be batch or "
+                "bank+batch, or objective.energy_margin be there"
             )
+        if terms.energy_margin and not self.reference:
+            raise ValueError("objective.energy_margin needs reference images: reference.families or reference.set")
+        if self.optimizer.sam_rho and self.training.precision == "fp16":
+            raise ValueError("optimizer.sam_rho takes two gradients a step, which the scaler of fp16 does not allow")
+        if terms.jem is None and changed_fields(self.guard):
+            raise ValueError("guard watches training by samples: it needs objective.jem")
+        if terms.jem is not None:
+            self._sampling_fits(terms.jem)
+        if terms.supcon is not None:
+            self._features_fit(terms.supcon)
         if self.data.augment.mixup_alpha:
             if hdge and hdge.form == "released" and hdge.negatives != "batch":
                 raise ValueError("mixup needs objective.hdge.form=paper or objective.hdge.negatives=batch")
             if self.reference and hdge and hdge.form == "released":
                 raise ValueError("mixup with reference images needs objective.hdge.form=paper")
         return self
+
+    def _sampling_fits(self, jem: JEMTerm) -> None:
+        if jem.inner_steps and self.model.name != "wide_resnet":
+            raise ValueError("objective.jem.inner_steps need model.name=wide_resnet, whose first layer is known")
+        if jem.augment and self.data.augment.mixup_alpha:
+            raise ValueError("mixup needs objective.jem.augment=false: a mixed image is no draw from the data")
+        if self.training.precision == "fp16":
+            raise ValueError("objective.jem needs training.precision auto, bf16 or fp32: fp16 has too small a range")
+        if self.schedule.name == "one_cycle":
+            raise ValueError("objective.jem cannot go with schedule.name=one_cycle, which no rollback can slow down")
+
+    def _features_fit(self, supcon: SupConTerm) -> None:
+        if self.model.name != "wide_resnet":
+            raise ValueError("objective.supcon needs model.name=wide_resnet, whose features are known")
+        if self.data.augment.mixup_alpha or self.optimizer.sam_rho or self.training.compile:
+            raise ValueError("objective.supcon does not go with mixup, optimizer.sam_rho or training.compile")
+        if self.training.max_steps is not None:
+            raise ValueError("objective.supcon has two stages, counted in epochs: leave out training.max_steps")
+        if supcon.head_epochs >= self.training.epochs:
+            raise ValueError(
+                f"objective.supcon.head_epochs = {supcon.head_epochs}: must leave epochs of {self.training.epochs} "
+                "to the encoder"
+            )
 
     def to_yaml(self) -> str:
         """The recipe with every default written out, as a run keeps it; `load_recipe` reads it back."""

@@ -13,7 +13,6 @@ The expectation over the noise and the way through the steps are what an attack 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,33 +20,9 @@ from torch import Tensor, nn
 
 from ebmhybrid.energies import log_density
 from ebmhybrid.errors import EbmhybridError
+from ebmhybrid.sampling import langevin_step
 
 from .predictions import Model
-
-
-def sgld_step(
-    density: Callable[[Tensor], Tensor], images: Tensor, step_size: float, noise: Tensor | float, through: bool = False
-) -> Tensor:
-    """clip(x + step_size d density(x) / dx + noise), clip to [0, 1]: one step of stochastic gradient Langevin dynamics.
-
-    Arguments:
-        density: images (N, C, H, W) -> (N,), an image's value depending on no other image.
-        images: (N, C, H, W); a clipped pixel has derivative 0.
-        step_size: a of the formula. Langevin dynamics proper has noise of variance 2 a; models trained as JEM use less.
-        noise: of the images' shape, scaled already.
-        through: whether the result can be differentiated by the images, which needs second derivatives.
-
-    >>> sgld_step(lambda x: -(x - 0.5).square().sum((1, 2, 3)), torch.full((1, 1, 1, 1), 0.9), 0.25, 0.0)
-    tensor([[[[0.7000]]]])
-    """
-    with torch.enable_grad():
-        inputs = images if through and images.requires_grad else images.detach().requires_grad_(True)
-        values = density(inputs)
-        if not values.requires_grad:
-            raise EbmhybridError("SGLD needs a model whose logits can be differentiated by the image")
-        (slope,) = torch.autograd.grad(values.sum(), inputs, create_graph=through)
-        moved = (inputs + step_size * slope + noise).clamp(0, 1)
-    return moved if through else moved.detach()
 
 
 class Refined(nn.Module):
@@ -114,7 +89,7 @@ class Refined(nn.Module):
         here = here.clamp(0, 1)
         for _ in range(settings["steps"]):
             noise = self._noise(start, settings["noise_std"])
-            here = sgld_step(self._density, here, settings["step_size"], noise, through)
+            here = langevin_step(self._density, here, settings["step_size"], noise, clamp=(0.0, 1.0), through=through)
         # x - x.detach() is exactly 0 and has the identity for its derivative
         return here + (start - start.detach()) if self.bpda else here
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ebmhybrid.evaluate import predict, refine_attacks
-from ebmhybrid.evaluate.refine import Refined, sgld_step
+from ebmhybrid.evaluate.refine import Refined
 from ebmhybrid.evaluate.refine_attacks import evaluate_refined
 
 QUIET: dict[str, Any] = {"noise_std": 0.0, "start_noise": 0.0, "chains": 1}
@@ -163,12 +163,13 @@ def test_it_is_a_model_like_any_other(mode: Any) -> None:
 
 
 def test_a_step_needs_a_gradient_and_sane_settings() -> None:
-    # a step that nobody differentiates keeps no graph, else a long chain would keep all of them
-    assert not sgld_step(
-        lambda x: x.sum((1, 2, 3)), torch.zeros(1, 1, 1, 1, requires_grad=True), 0.1, 0.0
-    ).requires_grad
-    with pytest.raises(ValueError, match="SGLD needs a model whose logits can be differentiated"):
-        sgld_step(lambda x: x.detach().sum((1, 2, 3)), torch.zeros(1, 1, 1, 1), 0.1, 0.0)
+    images = torch.zeros(1, 1, 1, 1)
+    # steps that nobody differentiates keep no graph, else a long chain would keep all of them
+    kept = [Refined(gaussian, 1, bpda=bpda).refine(images.clone().requires_grad_(True)) for bpda in (False, True)]
+    assert not Refined(gaussian, 1).refine(images).requires_grad
+    assert [type(x.grad_fn).__name__ for x in kept] == ["ClampBackward1", "AddBackward0"]
+    with pytest.raises(ValueError, match="needs a log density that can be differentiated by x"):
+        Refined(lambda x: x.detach().flatten(1), 1)(images)
     for changes, message in (
         ({"steps": -1}, "steps must be at least 0 and chains at least 1, got -1 and 5"),
         ({"chains": 0}, "got 10 and 0"),

@@ -376,7 +376,7 @@ def test_learning_rate_schedules() -> None:
     weights = torch.nn.Linear(2, 2)
     optimizer = build_optimizer(weights, Optimizer(lr=0.2, decay_norm_and_bias=False))
     assert [group["weight_decay"] for group in optimizer.param_groups] == [5e-4, 0.0]
-    scheduler = build_scheduler(optimizer, Schedule(name="one_cycle"), 20, 10)
+    scheduler = build_scheduler(optimizer, Schedule(name="one_cycle"), [20], 10)
     rates = []
     for _ in range(20):
         optimizer.step()

@@ -1,7 +1,7 @@
 """Images to train and test on: sets by name, splits, augmentation, and reference images."""
 
 from ebmhybrid.data.augment import augment, batches, count_batches, mixup
-from ebmhybrid.data.reference import FAMILIES, reference_images
+from ebmhybrid.data.reference import FAMILIES, random_images, reference_images
 from ebmhybrid.data.sets import ImageSet
 from ebmhybrid.data.sources import data_names, load_set, load_splits
 from ebmhybrid.data.splits import Splits, stratified_split
@@ -17,6 +17,7 @@ __all__ = [
     "load_set",
     "load_splits",
     "mixup",
+    "random_images",
     "reference_images",
     "stratified_split",
 ]

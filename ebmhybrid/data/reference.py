@@ -81,6 +81,16 @@ def _pick(images: Tensor, n: int, generator: torch.Generator | None) -> Tensor:
 FAMILIES: dict[str, Family] = {"smooth": smooth, "patches": patches, "inversions": inversions}
 
 
+def random_images(images: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
+    """n images of a set, uint8 (N, C, H, W), drawn with replacement, in [0, 1].
+
+    >>> random_images(torch.full((3, 1, 2, 2), 255, dtype=torch.uint8), 2).shape
+    torch.Size([2, 1, 2, 2])
+    """
+    index = torch.randint(len(images), (n,), generator=generator, device=draw_device(images, generator))
+    return images[index.to(images.device)].float() / 255
+
+
 def reference_images(
     images: Tensor,
     n: int,

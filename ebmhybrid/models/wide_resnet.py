@@ -77,7 +77,8 @@ class WideResNet(nn.Module):
 
     Shapes:
         images (N, in_channels, H, W) in [0, 1], from 8x8 up (pooled over what is left after two halvings) -> logits
-        (N, num_classes). `features(images)` gives the (N, 64 width) vector before the last layer.
+        (N, num_classes). `features(images)` gives the (N, 64 width) vector before the last layer; `stem` and
+        `after_stem` are the network in two parts, which the proximal sampler needs.
 
     Raises:
         ValueError: options or images that do not fit.
@@ -122,15 +123,25 @@ class WideResNet(nn.Module):
                 if isinstance(module, nn.Conv2d):
                     nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def features(self, images: Tensor) -> Tensor:
-        """The pooled activations before the last layer, (N, 64 width)."""
+    def stem(self, images: Tensor) -> Tensor:
+        """The first convolution's output, (N, 16, H, W)."""
         if images.dim() != 4 or images.shape[1] != self.in_channels or min(images.shape[2:]) < 8:
             raise ValueError(f"images must be (N, {self.in_channels}, H, W) with H, W >= 8, got {tuple(images.shape)}")
-        out = self.stages(self.conv(self.normalize(images)))
-        return _activated(self, self.norm, out).mean(dim=(2, 3))
+        return self.conv(self.normalize(images))
+
+    def after_stem(self, u: Tensor) -> Tensor:
+        """Logits (N, num_classes) of the first convolution's output: forward(images) = after_stem(stem(images))."""
+        return self.head(self._pooled(u))
+
+    def features(self, images: Tensor) -> Tensor:
+        """The pooled activations before the last layer, (N, 64 width)."""
+        return self._pooled(self.stem(images))
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.features(images))
+
+    def _pooled(self, u: Tensor) -> Tensor:
+        return _activated(self, self.norm, self.stages(u)).mean(dim=(2, 3))
 
 
 def _check(

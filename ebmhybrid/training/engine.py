@@ -4,35 +4,35 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ebmhybrid.data import ImageSet, augment, batches, mixup, reference_images
+from ebmhybrid.data import ImageSet, batches
 from ebmhybrid.errors import EbmhybridError, TrainingError, UsageError
 from ebmhybrid.kernels.support import check_backend
 from ebmhybrid.schema import Recipe
 from ebmhybrid.training import checkpoint
+from ebmhybrid.training.guard import DivergedError, divergence, roll_back
 from ebmhybrid.training.interrupt import Interrupt
 from ebmhybrid.training.log import RunLog
 from ebmhybrid.training.meter import Meter, validate
 from ebmhybrid.training.records import check_unused, fresh_folder, locked, open_folder, save, write_records
 from ebmhybrid.training.resume import restore, resumed_recipe
-from ebmhybrid.training.setup import Parts, build_parts, epoch_generator, load_data
-
-Forward = Callable[[Tensor], Tensor]
+from ebmhybrid.training.setup import Parts, build_parts, epoch_generator, load_data, load_outliers
+from ebmhybrid.training.step import Forward, train_step
 
 
 @dataclass(frozen=True)
 class Run:
-    """What `train` returns: where the run lies, its best validation figures, and the signal that ended it, if any."""
+    """What `train` returns: where the run lies, its best validation figures, the signal that ended it, rollbacks."""
 
     folder: Path
     metrics: dict[str, float]
     signal: int | None = None
+    rollbacks: int = 0
 
 
 def train(
@@ -78,7 +78,7 @@ def train(
     # Dropout draws from the global generator; forked, so that the caller's stays as it was.
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         splits = load_data(recipe, str(data_dir), download)
-        parts = build_parts(recipe, splits, where)
+        parts = build_parts(recipe, splits, where, load_outliers(recipe, splits, str(data_dir), download))
         if resume is None:
             folder = open_folder(Path(out) if out else fresh_folder(Path("runs", recipe.name)))
         else:
@@ -86,6 +86,8 @@ def train(
             restore(parts, folder)
         with locked(folder):
             write_records(folder, parts)
+            if parts.sampler is not None and resume is None:
+                save(parts, folder)  # so that there is a state to go back to before the first epoch's end
             return _run(parts, folder, progress)
 
 
@@ -115,7 +117,11 @@ def _run(parts: Parts, folder: Path, show: bool) -> Run:
     try:
         with Interrupt() as interrupt:
             while at.step < parts.total_steps and not interrupt.signal:
-                meter = _epoch(parts, forward, train_set, log, interrupt, folder)
+                try:
+                    meter = _epoch(parts, forward, train_set, log, interrupt, folder)
+                except DivergedError as error:
+                    roll_back(parts, folder, log, str(error))
+                    continue
                 if interrupt.signal and at.step_in_epoch < parts.steps_per_epoch and at.step < parts.total_steps:
                     save(parts, folder)
                 else:
@@ -126,7 +132,7 @@ def _run(parts: Parts, folder: Path, show: bool) -> Run:
         log.write_csv()
         log.close()
     best = {"accuracy": at.best[0], "nll": -at.best[1], "step": at.best[2]} if at.best else {}
-    return Run(folder, best, interrupt.signal)
+    return Run(folder, best, interrupt.signal, at.rollbacks)
 
 
 def _epoch(
@@ -135,7 +141,7 @@ def _epoch(
     """The steps of an epoch, or what is left of it: after a resume, up to a signal or the last step."""
     settings, at = parts.recipe.training, parts.progress
     meter = Meter()
-    parts.model.train()
+    parts.model.train(not parts.head_only)  # a frozen encoder keeps its statistics too
     parts.objective.train()
     epoch_batches = batches(
         train_set.images,
@@ -153,7 +159,7 @@ def _epoch(
         pause = end or at.step % settings.log_every == 0
         # Reading the loss waits for the device: each step on a CPU, where it is free, else at each pause.
         if pause or parts.device.type == "cpu":
-            check_finite(loss, terms, parts, folder)
+            check(loss, terms, parts, folder)
         if pause:
             shown = meter.read()
             log.record("train", at.step, at.epoch, {**shown, "lr": float(parts.scheduler.get_last_lr()[0])})
@@ -163,47 +169,15 @@ def _epoch(
     return meter
 
 
-def train_step(
-    parts: Parts, forward: Forward, images: Tensor, labels: Tensor
-) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-    """Augment, one forward pass (reference images included), loss, backward, update. No value is read back."""
-    settings, n = parts.recipe.training, len(labels)
-    images, targets = prepare(parts, images, labels)
-    with torch.autocast(parts.device.type, dtype=parts.precision, enabled=parts.precision != torch.float32):
-        logits = forward(images)
-    loss, terms = parts.objective(logits[:n], targets, logits[n:] if len(logits) > n else None)
+def check(loss: Tensor, terms: dict[str, Tensor], parts: Parts, folder: Path) -> None:
+    """Stop at a loss that is no longer finite: the weights it would lead to are worth nothing.
 
-    parts.optimizer.zero_grad(set_to_none=True)
-    parts.scaler.scale(loss).backward()
-    if settings.grad_clip is not None:
-        parts.scaler.unscale_(parts.optimizer)
-        nn.utils.clip_grad_norm_(parts.model.parameters(), settings.grad_clip)
-    parts.scaler.step(parts.optimizer)
-    parts.scaler.update()
-    parts.scheduler.step()
-    if parts.average is not None:
-        parts.average.update_parameters(parts.model)
-    correct = (logits[:n].argmax(1) == labels).sum()
-    return loss.detach(), {key: value.detach() for key, value in terms.items()}, correct
-
-
-def prepare(parts: Parts, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The batch as the network and the loss see it: augmented, mixed, with reference images behind its own."""
-    recipe, kinds, generator = parts.recipe, parts.recipe.data.augment, parts.generator
-    images = augment(images, pad=kinds.pad, flip=kinds.flip, noise_std=kinds.noise_std, generator=generator)
-    targets = labels
-    if kinds.mixup_alpha:
-        images, targets = mixup(images, labels, parts.splits.train.num_classes, kinds.mixup_alpha, generator)
-    if recipe.reference is not None:
-        extra = max(1, round(recipe.reference.fraction * len(labels)))
-        images = torch.cat([images, reference_images(images, extra, recipe.reference.families, generator)])
-    if recipe.training.channels_last:
-        images = images.contiguous(memory_format=torch.channels_last)
-    return images, targets
-
-
-def check_finite(loss: Tensor, terms: dict[str, Tensor], parts: Parts, folder: Path) -> None:
-    """Stop at a loss that is no longer finite: the weights it would lead to are worth nothing."""
+    Training by samples is watched more closely, and goes back instead.
+    """
+    if parts.sampler is not None:
+        if reason := divergence(loss, terms, parts.recipe.guard):
+            raise DivergedError(reason)
+        return
     if torch.isfinite(loss):
         return
     values = ", ".join(f"{name} = {value.item():g}" for name, value in terms.items())

@@ -35,8 +35,6 @@ class RunLog:
     """
 
     def __init__(self, folder: Path, total_steps: int, first_step: int, show: bool) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # slow to import
-
         self.folder = folder
         self.total_steps, self.first_step = total_steps, first_step
         self.stream = sys.stderr
@@ -45,7 +43,7 @@ class RunLog:
         self._keep_rows_until(first_step)
         self.jsonl = (folder / "metrics.jsonl").open("a", encoding="utf-8")
         self.text = (folder / "train.log").open("a", encoding="utf-8", errors="replace")
-        self.board = SummaryWriter(str(folder / "tb"), purge_step=first_step or None)
+        self.board = self._open_board(first_step or None)
         self.bar: tqdm[Any] | None = None
         if self.show and self.stream.isatty():
             self.bar = tqdm(total=total_steps, initial=first_step, unit="step", file=self.stream, dynamic_ncols=True)
@@ -58,6 +56,22 @@ class RunLog:
         if len(self.rows) < len(lines):
             text = "".join(json.dumps(row) + "\n" for row in self.rows)
             write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+    def rewind(self, step: int) -> None:
+        """Forget rows of later steps, which are taken again."""
+        self.jsonl.close()
+        self._keep_rows_until(step)
+        self.jsonl = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self.board.close()
+        self.board = self._open_board(purge_step=step)
+        if self.bar is not None:
+            self.bar.n = step
+            self.bar.refresh()
+
+    def _open_board(self, purge_step: int | None) -> Any:
+        from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+        return SummaryWriter(str(self.folder / "tb"), purge_step=purge_step)
 
     def say(self, line: str, always: bool = False) -> None:
         """One line for the reader, on the screen and in train.log; `always` also when progress is not shown."""

@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor, nn
 
 from ebmhybrid.losses import HDGELoss
+from ebmhybrid.losses.baselines import ProjectionHead, energy_margin_loss, logit_norm_loss, supcon_loss
+from ebmhybrid.losses.jem import jem_log_density, jem_loss
 from ebmhybrid.losses.rowwise import row_terms, weighted_sum
 from ebmhybrid.schema import Objective
+
+Found = dict[str, tuple[float, Tensor]]
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """What a JEM term compares, as logits: data (N, C) and samples (M, C), with their labels (N,) and (M,)."""
+
+    data: Tensor
+    samples: Tensor
+    labels: Tensor
+    sample_labels: Tensor
 
 
 class CombinedLoss(nn.Module):
     """The weighted sum of an objective's terms, with the parts by name.
 
+    Arguments:
+        terms: the recipe's.
+        num_classes: C.
+        num_features: D, of the encoder, where supcon trains one.
+
     Shapes:
-        logits (N, C), targets int64 (N,) or probabilities (N, C), reference (R, C) or None ->
-        (scalar, {part: scalar}), the parts before weighting.
+        logits (N, C), targets int64 (N,) or probabilities (N, C), reference (R, C) or None, contrast with a JEM term,
+        views (N, 2, D), the features of two views, with supcon -> (scalar, {part: scalar}), the parts before weighting.
+        With a JEM term `log_density_data` and `log_density_samples` stand among them too, to be watched.
 
     >>> import torch
     >>> loss_fn = CombinedLoss(Objective.model_validate({"ce": {"weight": 2.0}}), num_classes=4)
@@ -23,26 +45,63 @@ class CombinedLoss(nn.Module):
     True
     """
 
-    def __init__(self, terms: Objective, num_classes: int) -> None:
+    def __init__(self, terms: Objective, num_classes: int, num_features: int = 0) -> None:
         super().__init__()
-        self.ce, self.z_loss = terms.ce, terms.z_loss
+        self.terms = terms
         self.hdge = HDGELoss(num_classes, **terms.hdge.model_dump()) if terms.hdge else None
+        self.projection = ProjectionHead(num_features, terms.supcon.projection) if terms.supcon else None
 
     def forward(
-        self, logits: Tensor, targets: Tensor, reference: Tensor | None = None
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        reference: Tensor | None = None,
+        *,
+        contrast: Contrast | None = None,
+        views: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        weighted: list[tuple[float, Tensor | None]] = []
-        parts: dict[str, Tensor] = {}
+        hybrid, parts, watched = None, {}, {}
         if self.hdge is not None:
-            value, parts = self.hdge(logits, targets, reference=reference, return_terms=True)
-            weighted.append((1.0, value))
-        if self.ce is not None or self.z_loss is not None:
-            smoothing = 0.0 if self.ce is None else self.ce.label_smoothing
-            rows = row_terms(logits, targets, label_smoothing=smoothing, ce=self.ce is not None, z=bool(self.z_loss))
-            if self.ce is not None and rows.ce is not None:
-                parts = {**parts, "ce": rows.ce}
-                weighted.append((self.ce.weight, rows.ce))
-            if self.z_loss is not None and rows.z is not None:
-                parts = {**parts, "z_loss": rows.z}
-                weighted.append((self.z_loss.weight, rows.z))
-        return weighted_sum(*weighted), parts
+            columns = None if self.hdge.negatives == "bank" else reference
+            hybrid, parts = self.hdge(logits, targets, reference=columns, return_terms=True)
+        found = self._row_terms(logits, targets) | self._rivals(logits, targets, reference, views)
+        if self.terms.jem is not None and contrast is not None:
+            conditional = self.terms.jem.target == "conditional"
+            data = jem_log_density(contrast.data, contrast.labels if conditional else None)
+            samples = jem_log_density(contrast.samples, contrast.sample_labels if conditional else None)
+            found["jem"] = self.terms.jem.weight, jem_loss(data, samples, self.terms.jem.l2)
+            watched = {"log_density_data": data.mean(), "log_density_samples": samples.mean()}
+        loss = weighted_sum((1.0, hybrid), *found.values())
+        return loss, {**parts, **{name: value for name, (_, value) in found.items()}, **watched}
+
+    def _row_terms(self, logits: Tensor, targets: Tensor) -> Found:
+        """Cross-entropy and z-loss, from one look at the rows."""
+        ce, z_loss = self.terms.ce, self.terms.z_loss
+        if ce is None and z_loss is None:
+            return {}
+        smoothing = 0.0 if ce is None else ce.label_smoothing
+        rows = row_terms(logits, targets, label_smoothing=smoothing, ce=ce is not None, z=z_loss is not None)
+        found: Found = {}
+        if ce is not None and rows.ce is not None:
+            found["ce"] = ce.weight, rows.ce
+        if z_loss is not None and rows.z is not None:
+            found["z_loss"] = z_loss.weight, rows.z
+        return found
+
+    def _rivals(self, logits: Tensor, targets: Tensor, reference: Tensor | None, views: Tensor | None) -> Found:
+        """LogitNorm, the energy margin, and supervised contrast with the cross-entropy of its head."""
+        terms, found = self.terms, Found()
+        if terms.logit_norm is not None:
+            loss = logit_norm_loss(logits, targets, terms.logit_norm.temperature)
+            found["logit_norm"] = terms.logit_norm.weight, loss
+        if terms.energy_margin is not None and reference is not None:
+            loss = energy_margin_loss(logits, reference, terms.energy_margin.inside, terms.energy_margin.outside)
+            found["energy_margin"] = terms.energy_margin.weight, loss
+        if terms.supcon is not None and self.projection is not None:
+            ce = row_terms(logits, targets).ce
+            assert ce is not None
+            found["ce"] = 1.0, ce
+            if views is not None:
+                loss = supcon_loss(self.projection(views.float()), targets, terms.supcon.temperature)
+                found["supcon"] = terms.supcon.weight, loss
+        return found

@@ -50,14 +50,24 @@ def lr_factor(step: int, schedule: Schedule, total_steps: int, steps_per_epoch: 
 
 
 def build_scheduler(
-    optimizer: torch.optim.Optimizer, schedule: Schedule, total_steps: int, steps_per_epoch: int
+    optimizer: torch.optim.Optimizer, schedule: Schedule, stages: list[int], steps_per_epoch: int
 ) -> LRScheduler:
-    """A scheduler that is stepped once a training step."""
+    """A scheduler that is stepped once a training step, and begins anew with each stage of so many steps."""
+    total_steps = sum(stages)
     if schedule.name == "one_cycle":
         peak = [group["lr"] for group in optimizer.param_groups]
         # One more than is taken: the scheduler is stepped after the last step too.
         return OneCycleLR(optimizer, max_lr=peak, total_steps=total_steps + 1, cycle_momentum=False)
-    return LambdaLR(optimizer, lambda step: lr_factor(step, schedule, total_steps, steps_per_epoch))
+
+    def factor(step: int) -> float:
+        first = 0
+        for length in stages[:-1]:
+            if step < first + length:
+                return lr_factor(step - first, schedule, length, steps_per_epoch)
+            first += length
+        return lr_factor(step - first, schedule, stages[-1], steps_per_epoch)
+
+    return LambdaLR(optimizer, factor)
 
 
 def build_average(model: nn.Module, decay: float | None) -> AveragedModel | None:

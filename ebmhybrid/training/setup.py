@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
-from ebmhybrid.data import Splits, count_batches, load_splits
+from ebmhybrid.data import ImageSet, Splits, count_batches, load_set, load_splits
 from ebmhybrid.errors import RecipeError
 from ebmhybrid.models import build_model
 from ebmhybrid.schema import Recipe
+from ebmhybrid.training.checkpoint import load_model
 from ebmhybrid.training.objective import CombinedLoss
 from ebmhybrid.training.optimization import build_average, build_optimizer, build_scheduler
+from ebmhybrid.training.sampler import Sampler, build_sampler
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -39,12 +41,13 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
 
 @dataclass
 class Progress:
-    """Where a run stands: steps taken in all and within the epoch, and the best validation so far."""
+    """Where a run stands: steps taken in all and within the epoch, the best validation so far, and the rollbacks."""
 
     step: int = 0
     epoch: int = 0
     step_in_epoch: int = 0
     best: list[float] = field(default_factory=list)
+    rollbacks: int = 0
 
 
 @dataclass
@@ -65,12 +68,20 @@ class Parts:
     metadata: dict[str, Any]
     steps_per_epoch: int
     total_steps: int
+    sampler: Sampler | None = None
+    outliers: ImageSet | None = None
     progress: Progress = field(default_factory=Progress)
 
     @property
     def deployed(self) -> nn.Module:
         """The model that is validated and kept: the weight average where there is one."""
         return self.model if self.average is None else self.average.module
+
+    @property
+    def head_only(self) -> bool:
+        """Whether the encoder is done and only the linear head on its features goes on learning."""
+        supcon = self.recipe.objective.supcon
+        return supcon is not None and self.progress.epoch >= self.recipe.training.epochs - supcon.head_epochs
 
     def _stateful(self) -> Iterator[tuple[str, Any]]:
         yield from (
@@ -82,6 +93,8 @@ class Parts:
         )
         if self.average is not None:
             yield "average", self.average
+        if self.sampler is not None:
+            yield "sampler", self.sampler
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -99,7 +112,7 @@ class Parts:
         torch.set_rng_state(state["torch_rng"])
         if state["cuda_rng"] and self.device.type == "cuda":
             torch.cuda.set_rng_state_all(state["cuda_rng"])
-        self.progress = Progress(**state["progress"])
+        vars(self.progress).update(vars(Progress(**state["progress"])))  # in place: the loop holds on to it
 
 
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:
@@ -132,7 +145,16 @@ def load_data(recipe: Recipe, data_dir: str, download: bool) -> Splits:
     return Splits(*(part.adapt(channels or own[0], size) for part in (splits.train, splits.validation, splits.test)))
 
 
-def build_parts(recipe: Recipe, splits: Splits, device: torch.device) -> Parts:
+def load_outliers(recipe: Recipe, splits: Splits, data_dir: str, download: bool) -> ImageSet | None:
+    """The set that reference images are drawn from, in the shape of the training images; None where they are made."""
+    if recipe.reference is None or recipe.reference.set is None:
+        return None
+    shape = splits.train.shape
+    outliers = load_set(recipe.reference.set, data_dir=data_dir, download=download, shape=shape)
+    return outliers.adapt(shape[0], shape[1])
+
+
+def build_parts(recipe: Recipe, splits: Splits, device: torch.device, outliers: ImageSet | None = None) -> Parts:
     """Build what the recipe names, with weights drawn from its seed. The caller owns torch's global random state."""
     pad = recipe.data.augment.pad
     if pad >= splits.train.shape[1]:
@@ -147,27 +169,40 @@ def build_parts(recipe: Recipe, splits: Splits, device: torch.device) -> Parts:
     }
     model = build_model(**architecture)
     _try_on(model, splits, recipe)
+    if recipe.model.init is not None:
+        _start_from(model, recipe.model.init)
+    num_features = model.head.in_features if recipe.objective.supcon else 0  # type: ignore[union-attr]
+    objective = CombinedLoss(recipe.objective, splits.train.num_classes, num_features).to(device)  # type: ignore[arg-type]
     layout = torch.channels_last if recipe.training.channels_last else torch.contiguous_format
     model = model.to(device, memory_format=layout)  # type: ignore[call-overload]
-    optimizer = build_optimizer(model, recipe.optimizer, fused=device.type in ("cpu", "cuda"))
+    optimizer = build_optimizer(
+        nn.ModuleList([model, objective]), recipe.optimizer, fused=device.type in ("cpu", "cuda")
+    )
     precision = pick_precision(recipe.training.precision, device)
     steps_per_epoch = count_batches(len(splits.train), recipe.training.batch_size)
     total_steps = min(steps_per_epoch * recipe.training.epochs, recipe.training.max_steps or steps_per_epoch * 10**9)
+    generator = torch.Generator(device).manual_seed(recipe.seed)
+    jem, supcon = recipe.objective.jem, recipe.objective.supcon
+    stages = [total_steps]
+    if supcon is not None:
+        stages = [(recipe.training.epochs - supcon.head_epochs) * steps_per_epoch, supcon.head_epochs * steps_per_epoch]
     return Parts(
         recipe=recipe,
         splits=splits,
         device=device,
         model=model,
         average=build_average(model, recipe.training.ema),
-        objective=CombinedLoss(recipe.objective, splits.train.num_classes).to(device),
+        objective=objective,
         optimizer=optimizer,
-        scheduler=build_scheduler(optimizer, recipe.schedule, total_steps, steps_per_epoch),
+        scheduler=build_scheduler(optimizer, recipe.schedule, stages, steps_per_epoch),
         scaler=torch.amp.GradScaler(device.type, enabled=precision == torch.float16),
         precision=precision,
-        generator=torch.Generator(device).manual_seed(recipe.seed),
+        generator=generator,
         metadata=_metadata(recipe, splits, architecture, model),
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
+        sampler=build_sampler(jem, splits.train, device, generator) if jem is not None else None,
+        outliers=None if outliers is None else outliers.to(device),
     )
 
 
@@ -184,6 +219,15 @@ def _try_on(model: nn.Module, splits: Splits, recipe: Recipe) -> None:
         raise RecipeError(
             f"model {recipe.model.name!r} gives {tuple(logits.shape)}, not (1, {splits.train.num_classes})"
         )
+
+
+def _start_from(model: nn.Module, path: str) -> None:
+    """Take over the weights of a run or weight file of the same architecture."""
+    try:
+        model.load_state_dict(load_model(path).state_dict())
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise RecipeError(f"model.init = {path!r}: its weights do not fit the model ({reason[:300]})") from error
 
 
 def _metadata(recipe: Recipe, splits: Splits, architecture: dict[str, Any], model: nn.Module) -> dict[str, Any]:

@@ -1,0 +1,157 @@
+"""Samples on disk: the images as arrays and as pictures, their figures as JSON and as a page, all or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ebmhybrid.errors import EbmhybridError
+from ebmhybrid.evaluate.files import check_replaceable, dumps, replaced
+from ebmhybrid.evaluate.results import package_versions
+from ebmhybrid.samples import Drawn, Settings
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from ebmhybrid.evaluate.generation import GenerationResult
+
+SCHEMA_VERSION = "1"
+COLUMNS, ROWS = 10, 10  # of the picture: more images than that are in the arrays alone
+_SIDE, _GAP, _MARGIN = 48, 2, 6  # least side of an enlarged image, space between two, space around all: pixels
+
+
+@dataclass(frozen=True, eq=False)
+class SampleResult:
+    """Samples of one model with their figures.
+
+    Attributes:
+        drawn: images, classes asked for, chains over time.
+        labels: int64 (N,), the classes asked for, or where none were the ones that the model itself predicts.
+        classes: names.
+        settings: how they were drawn.
+        figures: their quality.
+        context: the model's name, the weights' hash, the recipe, the judge's name.
+        notes: what a reader of the figures has to know.
+    """
+
+    drawn: Drawn = field(repr=False)
+    labels: Tensor = field(repr=False)
+    classes: tuple[str, ...]
+    settings: Settings
+    figures: GenerationResult = field(repr=False)
+    context: Mapping[str, Any] = field(repr=False)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def rows(self) -> tuple[dict[str, Any], ...]:
+        """The figures, as `evaluate_generation` gives them."""
+        return tuple(self.figures.rows)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything but the images, as `results.json` holds it."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "context": dict(self.context),
+            "settings": asdict(self.settings) | {"num": len(self.drawn.images)},
+            "labels": "predicted" if self.drawn.labels is None else "asked for",
+            "class_counts": dict(zip(self.classes, self._counts(), strict=True)),
+            "notes": list(self.notes),
+            "versions": package_versions(),
+            "generation": self.figures.as_dict(),
+        }
+
+    def _counts(self) -> list[int]:
+        counts: list[int] = torch.bincount(self.labels, minlength=len(self.classes)).tolist()
+        return counts
+
+    def save(self, folder: str | Path) -> Path:
+        """Write samples.npz, samples.png, chains.png, results.json and report.html into a new or an empty folder.
+
+        Raises:
+            EbmhybridError: the folder holds anything or cannot be written.
+        """
+        from ebmhybrid.evaluate.report_generation import report_of_generation
+
+        folder = Path(folder)
+        check_empty(folder)
+        with replaced(folder) as fresh:
+            np.savez_compressed(fresh / "samples.npz", x=arrays(self.drawn.images), y=self.labels.numpy())
+            grid(self.drawn.images, self.drawn.labels, self.classes).save(fresh / "samples.png")
+            film(self.drawn, self.classes).save(fresh / "chains.png")
+            (fresh / "results.json").write_text(dumps(self.as_dict()), encoding="utf-8")
+            title = f"{self.context['model']}: samples"
+            (fresh / "report.html").write_text(report_of_generation(self.figures, title), encoding="utf-8")
+        return folder
+
+
+def check_empty(folder: Path) -> None:
+    """Samples are never written over anything.
+
+    Raises:
+        EbmhybridError: a folder that is not empty, or something that is no folder.
+    """
+    folder = folder.absolute()
+    check_replaceable(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise EbmhybridError(f"cannot write samples to {folder}: it is not empty; choose a new or an empty folder")
+
+
+def arrays(images: Tensor) -> np.ndarray:
+    """Images (N, C, H, W) in [0, 1] as uint8 (N, H, W) for C = 1 and (N, H, W, C) else, as npz:PATH reads them."""
+    pixels = (255 * images).round().to(torch.uint8).permute(0, 2, 3, 1)
+    return np.ascontiguousarray((pixels[..., 0] if pixels.shape[3] == 1 else pixels).numpy())
+
+
+def grid(images: Tensor, labels: Tensor | None, classes: Sequence[str]) -> Image:
+    """A picture of samples: rows of a class with its name where classes were asked for."""
+    if labels is None:
+        return tiles([list(row) for row in images[: COLUMNS * ROWS].split(COLUMNS)])
+    rows: list[list[Tensor]] = []
+    names: list[str] = []
+    asked = labels.unique()
+    for label in asked.tolist():
+        some = images[labels == label][: COLUMNS * max(1, ROWS // len(asked))].split(COLUMNS)
+        rows += [list(row) for row in some]
+        names += [classes[label], *[""] * (len(some) - 1)]
+    return tiles(rows, names)
+
+
+def film(drawn: Drawn, classes: Sequence[str]) -> Image:
+    """A picture of chains over time: a chain a row, the step numbers above."""
+    names = None if drawn.labels is None else [classes[int(drawn.labels[i])] for i in drawn.watched]
+    return tiles([list(row) for row in drawn.chains.transpose(0, 1)], names, [str(k) for k in drawn.moments])
+
+
+def tiles(rows: Sequence[Sequence[Tensor]], left: Sequence[str] | None = None, top: Sequence[str] = ()) -> Image:
+    """Images (C, H, W) in rows, small ones enlarged by whole pixels, with words beside rows and above columns."""
+    from PIL import Image as pictures
+    from PIL import ImageDraw, ImageFont
+
+    font = ImageFont.load_default()
+    _, height, width = rows[0][0].shape
+    scale = -(-_SIDE // height)
+    step_x, step_y = width * scale + _GAP, height * scale + _GAP
+    x0 = _MARGIN + (max(int(font.getlength(word)) for word in left) + _MARGIN if left else 0)
+    y0 = _MARGIN + (16 if top else 0)
+    size = x0 + step_x * max(map(len, rows)) + _MARGIN, y0 + step_y * len(rows) + _MARGIN
+    picture = pictures.new("RGB", size, "white")
+    for i, j, image in _placed(rows):
+        pixels = arrays(image[None].expand(1, 3, -1, -1) if image.shape[0] == 1 else image[None])[0]
+        tile = pictures.fromarray(pixels.repeat(scale, axis=0).repeat(scale, axis=1))
+        picture.paste(tile, (x0 + j * step_x, y0 + i * step_y))
+    drawing = ImageDraw.Draw(picture)
+    for i, word in enumerate(left or ()):
+        drawing.text((_MARGIN, y0 + i * step_y + (step_y - _GAP) // 2), word, "black", font, anchor="lm")
+    for j, word in enumerate(top):
+        drawing.text((x0 + j * step_x + (step_x - _GAP) // 2, y0 - 3), word, "black", font, anchor="ms")
+    return picture
+
+
+def _placed(rows: Sequence[Sequence[Tensor]]) -> Iterator[tuple[int, int, Tensor]]:
+    return ((i, j, image) for i, row in enumerate(rows) for j, image in enumerate(row))

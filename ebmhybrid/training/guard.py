@@ -1,0 +1,94 @@
+"""Training by samples that runs away: how it is noticed, and the way back to the last good state."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ebmhybrid.errors import TrainingError
+from ebmhybrid.schema import Guard
+from ebmhybrid.training import records
+from ebmhybrid.training.log import RunLog
+from ebmhybrid.training.resume import restore
+from ebmhybrid.training.setup import Parts
+
+SLOWER = 0.5  # the factor of each rollback on the Langevin step and the learning rate
+
+
+class DivergedError(Exception):
+    """Raised within an epoch; the loop answers it with a rollback."""
+
+
+def divergence(loss: Tensor, terms: dict[str, Tensor], guard: Guard) -> str | None:
+    """Why this step counts as diverged, or None.
+
+    Watched are the loss, the gap between the mean log densities of data and samples, and the gradient's norm. Samples
+    that are nats above the data have found a region that the density does not bound; far below, the chains no longer
+    reach where the data is, and the gradient pushes without end.
+
+    >>> values = {"log_density_data": torch.tensor(3.0), "log_density_samples": torch.tensor(-200.0)}
+    >>> divergence(torch.tensor(1.0), values, Guard())
+    'data is 203 nats above samples, guard.max_gap = 100'
+    """
+    if not math.isfinite(loss.item()):
+        return "the loss is not finite"
+    gap = (terms["log_density_data"] - terms["log_density_samples"]).item()
+    if abs(gap) > guard.max_gap:
+        side = "above" if gap > 0 else "below"
+        return f"data is {abs(gap):.0f} nats {side} samples, guard.max_gap = {guard.max_gap:g}"
+    norm = terms["grad_norm"].item()
+    if not norm <= guard.max_grad_norm:
+        return f"the gradient's norm is {norm:.3g}, guard.max_grad_norm = {guard.max_grad_norm:g}"
+    return None
+
+
+def roll_back(parts: Parts, folder: Path, log: RunLog, reason: str) -> None:
+    """Back to the last saved state, with half the Langevin step, half the learning rate and another seed.
+
+    The new state is saved at once: a run that is resumed has not forgotten how often it has been here.
+
+    Raises:
+        TrainingError: the run has gone back as often as it may.
+    """
+    diverged_at, count, guard = parts.progress.step, parts.progress.rollbacks + 1, parts.recipe.guard
+    if count > guard.max_rollbacks:
+        jem = parts.recipe.objective.jem
+        assert jem is not None
+        raise TrainingError(
+            f"training diverged at step {diverged_at} ({reason}), after {guard.max_rollbacks} rollbacks; the last good "
+            f"checkpoint is {folder / 'checkpoints' / 'last.safetensors'}. Try a smaller objective.jem.step_size than "
+            f"{jem.step_size:g} or a smaller optimizer.lr than {parts.recipe.optimizer.lr:g}"
+        )
+    restore(parts, folder)
+    at = parts.progress
+    at.rollbacks = count
+    slow_down(parts)
+    records.save(parts, folder)
+    log.rewind(at.step)
+    log.record("rollback", at.step, at.epoch, {"rollbacks": count, "diverged_at": diverged_at})
+    log.say(
+        f"diverged at step {diverged_at}: {reason}; rollback {count} of {guard.max_rollbacks} to step {at.step}, "
+        f"Langevin step and learning rate x {SLOWER**count:g}",
+        always=True,
+    )
+
+
+def slow_down(parts: Parts) -> None:
+    """The learning rate and the seed that go with the number of rollbacks; the Langevin step follows from it."""
+    factor, seeds = SLOWER**parts.progress.rollbacks, _seeds(parts.recipe.seed, parts.progress.rollbacks)
+    scheduler = parts.scheduler
+    for index, group in enumerate(parts.optimizer.param_groups):
+        slower = factor * parts.recipe.optimizer.lr
+        group["lr"] *= slower / scheduler.base_lrs[index]
+        scheduler.base_lrs[index] = slower
+    torch.manual_seed(seeds[0])
+    parts.generator.manual_seed(seeds[1])
+
+
+def _seeds(seed: int, rollbacks: int) -> list[int]:
+    state = np.random.SeedSequence([seed, rollbacks]).generate_state(2, np.uint64)
+    return [int(value >> 1) for value in state]

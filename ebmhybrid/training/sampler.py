@@ -1,0 +1,107 @@
+"""The chains of a JEM term: drawn from the replay buffer, moved on by Langevin dynamics, put back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ebmhybrid.data import ImageSet
+from ebmhybrid.losses.jem import jem_log_density
+from ebmhybrid.sampling import GaussianStart, ReplayBuffer, UniformStart, sgld
+from ebmhybrid.schema import JEMTerm
+
+
+class Sampler(nn.Module):
+    """Samples for a training step, by the recipe's settings; the buffer of its chains is its state.
+
+    Arguments:
+        term: the recipe's.
+        buffer: pooled for chains without class.
+    """
+
+    def __init__(self, term: JEMTerm, buffer: ReplayBuffer) -> None:
+        super().__init__()
+        self.term, self.buffer = term, buffer
+
+    def labels_for(self, labels: Tensor, generator: torch.Generator | None) -> Tensor:
+        """The classes of a step's chains: the batch's own for log p(x|y), else drawn uniformly, one a chain."""
+        if self.term.target == "conditional":
+            return labels
+        where = labels.device if generator is None else generator.device
+        return torch.randint(self.buffer.num_classes, labels.shape, generator=generator, device=where).to(labels.device)
+
+    def forward(
+        self,
+        model: nn.Module,
+        forward: Callable[[Tensor], Tensor],
+        labels: Tensor,
+        generator: torch.Generator | None,
+        scale: float = 1.0,
+    ) -> Tensor:
+        """Chains of these classes after the recipe's steps, (N, C, H, W), detached; kept in the buffer too.
+
+        The model is in evaluation mode meanwhile: with batch statistics or dropout an image's density would depend on
+        the other images or on chance. `forward` is the model, or its compiled form; `scale` shrinks the steps.
+        """
+        term = self.term
+        start, slots = self.buffer.draw(labels, generator)
+        was_training = model.training
+        model.eval()
+        try:
+            samples = self._walk(model, forward, start, labels if term.by_class else None, generator, scale)
+        finally:
+            model.train(was_training)
+        self.buffer.put(slots, samples)
+        return samples
+
+    def _walk(
+        self,
+        model: nn.Module,
+        forward: Callable[[Tensor], Tensor],
+        start: Tensor,
+        classes: Tensor | None,
+        generator: torch.Generator | None,
+        scale: float,
+    ) -> Tensor:
+        term = self.term
+        start = start.contiguous(memory_format=torch.channels_last)
+        settings: dict[str, Any] = {
+            "steps": term.steps,
+            "step_size": scale * term.step_size,
+            "noise_std": term.noise_std,
+            "generator": generator,
+            "clip": term.clip,
+            "clamp": (0.0, 1.0) if term.clamp else None,
+        }
+        if not term.inner_steps:
+            return sgld(lambda images: jem_log_density(forward(images), classes), start, **settings)
+        from ebmhybrid.sampling.proximal import proximal_sgld
+
+        settings |= {"inner_steps": term.inner_steps, "inner_step_size": scale * term.inner_step_size}
+        stem: Callable[[Tensor], Tensor] = model.stem  # type: ignore[assignment]
+        after: Callable[[Tensor], Tensor] = model.after_stem  # type: ignore[assignment]
+        return proximal_sgld(stem, lambda u: jem_log_density(after(u), classes), start, **settings)
+
+
+def build_sampler(term: JEMTerm, train: ImageSet, device: torch.device, generator: torch.Generator) -> Sampler:
+    """The sampler of a recipe, its buffer filled with fresh starts.
+
+    Raises:
+        EbmhybridError: a buffer with less than one slot a class, or a class without images to start from.
+    """
+    start: nn.Module = UniformStart(train.shape)
+    if term.start == "gaussian":
+        start = GaussianStart.fit(train.images, train.labels, train.num_classes)
+    start = start.to(device)
+    buffer = ReplayBuffer(
+        term.buffer_size,
+        start,
+        num_classes=train.num_classes,
+        pooled=not term.by_class,
+        reinit=term.reinit,
+        generator=generator,
+    )
+    return Sampler(term, buffer)
