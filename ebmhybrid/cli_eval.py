@@ -74,7 +74,10 @@ measure_options = options(
     click.option("--sanity/--no-sanity", default=None, help="Signs of masked gradients.  [default: with an attack]"),
     click.option("--attack-detector", is_flag=True, default=None, help="Attack the OOD score too."),
     click.option("--refine", is_flag=True, default=None, help="Attack SGLD-refined inference too: very slow."),
-    click.option("--seed", type=SEED, metavar="N", help="Of the attacks' random starts.  [default: the recipe's, 0]"),
+    click.option(
+        "--samples", type=click.IntRange(min=0), metavar="N", help="Draw N images from the model and measure them too."
+    ),
+    click.option("--seed", type=SEED, metavar="N", help="Of attacks and samples.  [default: the recipe's, 0]"),
     click.option(
         "--limit", type=POSITIVE, metavar="N", help="At most N images of each set, of those that are fitted on too."
     ),

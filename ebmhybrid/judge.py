@@ -123,9 +123,7 @@ def _train(
     """Train beside `folder` and take its place at the end; whatever ends it before that leaves nothing."""
     fresh = folder.with_name(f".{folder.name}.{uuid4().hex[:8]}.new")
     try:
-        run = train(
-            recipe, fresh, data_dir=data_dir, download=download, device=str(device), progress=progress
-        )
+        run = train(recipe, fresh, data_dir=data_dir, download=download, device=str(device), progress=progress)
         if run.signal:
             raise KeyboardInterrupt
         for path in (fresh / "checkpoints").glob("last.*"):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -34,6 +34,7 @@ class Measures:
         sanity: the signs of masked gradients; None is where an attack runs.
         attack_detector, refine: whether to attack the OOD score, and SGLD-refined inference, too.
         corruptions, severities: whether to corrupt the test images, and how far, 1 to 5.
+        samples: how many images to draw from the model and to measure; of runs alone.
         limit: at most so many images of each set.
         seed: of the attacks' random starts.
     """
@@ -54,8 +55,20 @@ class Measures:
     refine: bool = False
     corruptions: bool = False
     severities: Sequence[int] = (1, 2, 3, 4, 5)
+    samples: int = 0
     limit: int | None = None
     seed: int = 0
+
+
+class Sampled(Protocol):
+    """Samples of the model as an evaluation takes them, such as :class:`ebmhybrid.sample_files.SampleResult`."""
+
+    @property
+    def figures(self) -> Any: ...
+    @property
+    def settings(self) -> Any: ...
+    @property
+    def notes(self) -> tuple[str, ...]: ...
 
 
 _OF_ATTACKS = ("norm", "eps", "steps", "restarts")
@@ -87,6 +100,8 @@ def choose(given: Mapping[str, Any], defaults: Any = None) -> Measures:
         raise UsageError("severities belong to corruptions, and none were asked for: add --corruptions")
     attacks = measures.attacks or (["pgd"] if attacked else [])
     effort = (measures.steps, measures.restarts, measures.eot, measures.queries)
+    if not isinstance(measures.samples, int) or measures.samples < 0:
+        raise UsageError(f"samples must be a whole number of at least 0, got {measures.samples!r}")
     suite.check(measures.scores, attacks, measures.norm, measures.eps, *effort)
     return measures
 
@@ -105,6 +120,7 @@ def measure(
     context: Mapping[str, Any] | None = None,
     device: torch.device | str | None = None,
     progress: suite.Progress | None = None,
+    samples: Callable[[], Sampled] | None = None,
 ) -> suite.SuiteResult:
     """Load the sets that the measures name, and evaluate the model.
 
@@ -112,19 +128,24 @@ def measure(
         id_name: the data name of the test set, which decides on OpenOOD's lists and CIFAR-10-C.
         weights: what identifies the model, in whatever decides its predictions.
         cache: a folder for predictions and for what attacks have found so far; None keeps neither.
+        samples: draws and measures as many as the measures say; None where the model has no recipe to do so by.
     """
+    if measures.samples and samples is None:
+        raise UsageError("samples are drawn from a run, whose recipe says how, and this model has none")
     strangers = load_strangers(measures.ood, id_name, source)
     ood_test = strangers.test
     if ood_test is not None and ood_test.digest() == test.digest():
         test, ood_test = ood_test, None  # the same images, with the protocol's notes
     test = source.prepared(test)
     passed = asdict(measures)
-    del passed["ood"], passed["seed"]
+    del passed["ood"], passed["seed"], passed["samples"]
+    # First: should they fail, the figures of long attacks are not lost.
+    sampled = samples() if samples is not None and measures.samples else None
     journal = None
     if cache and measures.attacks:
         asked = [passed[name] for name in (*_OF_ATTACKS, "attacks", "eot", "queries", "sweep", "limit")]
         journal = cache / f"attacks-{_digest(weights, test.digest(), str(device), asked, measures.seed)}.jsonl"
-    return suite.evaluate(
+    result = suite.evaluate(
         model,
         test,
         validation=source.prepared(validation) if validation else None,
@@ -140,6 +161,17 @@ def measure(
         context=context,
         device=device,
         **passed,
+    )
+    return result if sampled is None else _with_samples(result, sampled)
+
+
+def _with_samples(result: suite.SuiteResult, sampled: Sampled) -> suite.SuiteResult:
+    notes = [*result.context.get("notes", ()), *sampled.notes]
+    return replace(
+        result,
+        generation=sampled.figures,
+        settings={**result.settings, "samples": asdict(sampled.settings)},
+        context={**result.context, "notes": notes},
     )
 
 

@@ -1,10 +1,12 @@
-"""From a run directory to its evaluation: find the run, rebuild its data, hand both to the evaluation suite."""
+"""From a run directory to its evaluation or its samples: find the run, rebuild its data, hand both on."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +17,14 @@ from ebmhybrid.data import Splits
 from ebmhybrid.errors import CheckpointError, DataError
 from ebmhybrid.eval_sets import Source
 from ebmhybrid.evaluate import suite
+from ebmhybrid.evaluate.generation_features import InceptionWeights
+from ebmhybrid.generate import Subject, generate, judge_of
 from ebmhybrid.measures import choose, measure
 from ebmhybrid.recipe import parse_recipe
+from ebmhybrid.sample_files import SampleResult
+from ebmhybrid.sample_starts import has_buffer
+from ebmhybrid.samples import Settings
+from ebmhybrid.samples import choose as choose_samples
 from ebmhybrid.training.checkpoint import find_weights, load_model, weights_digest
 from ebmhybrid.training.engine import pick_device
 from ebmhybrid.training.records import fresh_folder
@@ -32,7 +40,9 @@ def newest_run(root: str | Path = "runs") -> Path:
     Raises:
         CheckpointError: no run there.
     """
-    weights = list(Path(root).rglob("checkpoints/last.safetensors"))
+    found = Path(root).rglob("checkpoints/last.safetensors")
+    # A hidden folder is one that is just being made.
+    weights = [path for path in found if not any(part.startswith(".") for part in path.relative_to(root).parts)]
     if not weights:
         raise CheckpointError(f"{root}: no run there; make one with `ebmhybrid train`, or name a run directory")
     return max(weights, key=lambda path: path.stat().st_mtime_ns).parent.parent
@@ -59,35 +69,116 @@ def evaluate_run(
     Raises:
         EbmhybridError: a run, a set or a name that cannot be used.
     """
-    where = pick_device(device)
-    # The layout in which convolutions are faster; values differ by rounding alone.
-    model = load_model(run, where).to(memory_format=torch.channels_last)
-    weights, digest = find_weights(run), weights_digest(model)
-    metadata: dict[str, Any] = model.metadata  # type: ignore[assignment]
-    recipe = parse_recipe(metadata["recipe"], str(weights))
+    opened = _open(run, device)
+    recipe = opened.recipe
     # before any data set is fetched
     measures = choose({"seed": recipe.seed} | measured, recipe.evaluation)
-    splits = _splits(recipe, weights, data_dir, download)
-    channels, size, _ = metadata["image_shape"]
+    settings = opened.settings(num=measures.samples or None, seed=measures.seed)
+    splits = _splits(recipe, opened.weights, data_dir, download)
+    source = Source(data_dir, download, opened.shape, recipe.evaluation.batch_size)
+
+    def samples() -> SampleResult:
+        subject = Subject(opened.model, opened.weights, recipe, splits, opened.device)
+        where: dict[str, Any] = {"data_dir": data_dir, "download": download, "progress": _shown(progress)}
+        judge = judge_of(subject, None, home_of(run) / "judge", **where)
+        return generate(subject, settings, judge, source.load, limit=measures.limit, progress=progress)
+
     return measure(
-        model,
+        opened.model,
         splits.test,
         measures,
-        Source(data_dir, download, (channels, size, size), recipe.evaluation.batch_size),
+        source,
         id_name=recipe.data.test or recipe.data.train,
         # The recipe too: activation and normalisation decide the predictions, and are no part of the weights.
-        weights=f"{digest} {hashlib.sha256(metadata['recipe'].encode()).hexdigest()}",
+        weights=f"{opened.digest} {hashlib.sha256(opened.config.encode()).hexdigest()}",
         cache=home_of(run) / "cache" if cache else None,
         validation=splits.validation,
         train=splits.train,
-        context={
-            "model": recipe.name,
-            "weights": {"path": str(weights), "sha256": digest},
-            "config": yaml.safe_load(metadata["recipe"]),
-        },
-        device=where,
+        context=opened.context(),
+        device=opened.device,
         progress=progress,
+        samples=samples,
     )
+
+
+def sample_run(
+    run: str | Path,
+    *,
+    judge: str | Path | None = None,
+    inception: str | Path | None = None,
+    data_dir: str | Path = "data",
+    download: bool = True,
+    device: str = "auto",
+    progress: suite.Progress | None = None,
+    **asked: Any,
+) -> SampleResult:
+    """Draw samples from a run's model by Langevin dynamics and measure them.
+
+    Arguments:
+        run: a run directory or a .safetensors file.
+        judge: a run of the same classes and shape, in whose features and by whose labels samples are measured; "none"
+            leaves these figures out, and None is a small classifier trained once and kept under RUN/judge.
+        inception: a file of the Inception network's weights, for FID, KID and Inception score.
+        asked: what to draw, the arguments of :func:`ebmhybrid.samples.choose`: num, classes, start, steps ...
+
+    Raises:
+        EbmhybridError: a run, a set, a name or a value that cannot be used.
+    """
+    opened = _open(run, device)
+    recipe = opened.recipe
+    settings = opened.settings(**asked)
+    if inception is not None:
+        InceptionWeights.read(inception).network()  # a file that does not fit is said now, not after sampling
+    splits = _splits(recipe, opened.weights, data_dir, download)
+    subject = Subject(opened.model, opened.weights, recipe, splits, opened.device)
+    where: dict[str, Any] = {"data_dir": data_dir, "download": download, "progress": _shown(progress)}
+    judged = judge_of(subject, judge, home_of(run) / "judge", **where)
+    load = Source(data_dir, download, opened.shape).load
+    return generate(subject, settings, judged, load, inception=inception, context=opened.context(), progress=progress)
+
+
+@dataclass(frozen=True, eq=False)
+class _Opened:
+    """A run's model on its device, with what its weight file says of it."""
+
+    model: torch.nn.Module
+    device: torch.device
+    weights: Path
+    digest: str
+    recipe: Recipe
+    config: str  # the recipe as text
+    classes: list[str]
+    shape: tuple[int, int, int]
+
+    def settings(self, **asked: Any) -> Settings:
+        """How it is sampled: as asked, and else by its recipe."""
+        buffer = has_buffer(self.recipe, self.weights)
+        return choose_samples(self.recipe, self.classes, has_buffer=buffer, **asked)
+
+    def context(self) -> dict[str, Any]:
+        """What results say of the model."""
+        return {
+            "model": self.recipe.name,
+            "weights": {"path": str(self.weights), "sha256": self.digest},
+            "config": yaml.safe_load(self.config),
+        }
+
+
+def _open(run: str | Path, device: str) -> _Opened:
+    where = pick_device(device)
+    # The layout in which convolutions are faster; values differ by rounding alone.
+    model = load_model(run, where).to(memory_format=torch.channels_last)
+    weights = find_weights(run)
+    metadata: dict[str, Any] = model.metadata  # type: ignore[assignment]
+    config, classes = metadata["recipe"], metadata["classes"]
+    channels, size, _ = metadata["image_shape"]
+    recipe = parse_recipe(config, str(weights))
+    return _Opened(model, where, weights, weights_digest(model), recipe, config, classes, (channels, size, size))
+
+
+def _shown(progress: suite.Progress | None) -> bool:
+    """Whether training a judge may show how far it is: on a terminal, where the caller shows a bar of its own."""
+    return progress is not None and sys.stderr is not None and sys.stderr.isatty()
 
 
 def home_of(path: str | Path) -> Path:
@@ -100,6 +191,11 @@ def home_of(path: str | Path) -> Path:
 def evaluation_folder(path: str | Path) -> Path:
     """Make the folder of an evaluation: <run>/eval/<date-time>, or beside a lone file."""
     return fresh_folder(home_of(path) / "eval")
+
+
+def samples_folder(path: str | Path) -> Path:
+    """Make the folder of samples: <run>/samples/<date-time>, or beside a lone file."""
+    return fresh_folder(home_of(path) / "samples")
 
 
 def _splits(recipe: Recipe, weights: Path, data_dir: str | Path, download: bool) -> Splits:

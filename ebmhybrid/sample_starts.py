@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ebmhybrid.data import ImageSet
 from ebmhybrid.errors import CheckpointError, DataError, UsageError
-from ebmhybrid.sampling import GaussianStart, UniformStart
 from ebmhybrid.samples import Settings, equal_shares
+from ebmhybrid.sampling import GaussianStart, UniformStart
 from ebmhybrid.schema import Recipe
 from ebmhybrid.training.checkpoint import load_state
 
@@ -105,7 +105,9 @@ def _slots(
         there = len(images) // num_classes
         counts = torch.bincount(labels, minlength=num_classes)
         most = int(counts.max())
-        slots = torch.cat([int(c) * there + _some(there, int(counts[c]), generator) for c in labels.unique_consecutive()])
+        slots = torch.cat(
+            [int(c) * there + _some(there, int(counts[c]), generator) for c in labels.unique_consecutive()]
+        )
     if most <= there:
         return slots, ()
     whose = "of a class " if there < len(images) else ""
@@ -123,6 +125,8 @@ def _some(there: int, wanted: int, generator: torch.Generator) -> Tensor:
 def _from_file(settings: Settings, images: ImageSet, num_classes: int) -> Start:
     if settings.num is not None and settings.num > len(images):
         raise UsageError(f"num = {settings.num}: {images.name} holds {len(images)} images")
+    if len(images) < 2:
+        raise DataError(f"{images.name}: figures need at least 2 images, it holds {len(images)}")
     images = images.take(settings.num or len(images))
     if settings.classes is None:
         return Start(images.images.float() / 255, None, images.notes)

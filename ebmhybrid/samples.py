@@ -37,7 +37,7 @@ class Settings:
     """How to sample.
 
     Attributes:
-        num: N >= 1; None is all images of the file that chains start from.
+        num: N >= 2, which figures need; None is all images of the file that chains start from.
         classes: the classes asked for, in equal shares, each chain climbing log p(x, y) of its own; None is log p(x).
         start: buffer, uniform, gaussian or npz:PATH.
         steps, step_size, noise_std, clip, clamp: see :func:`ebmhybrid.sampling.sgld`; pixels in [0, 1].
@@ -114,7 +114,7 @@ def choose(
 
 
 def _check(settings: Settings) -> None:
-    for name, least in (("num", 1), ("steps", 0), ("seed", 0)):
+    for name, least in (("num", 2), ("steps", 0), ("seed", 0)):
         value = getattr(settings, name)
         if value is not None and (not isinstance(value, int) or value < least):
             raise UsageError(f"{name} must be a whole number of at least {least}, got {value!r}")

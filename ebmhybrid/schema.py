@@ -317,7 +317,7 @@ class Guard(Locked):
     Each return halves the Langevin step and the learning rate and draws from another seed.
     """
 
-    max_gap: Positive = 100.0  # of |mean log density of data - of samples|, in nats
+    max_gap: Positive = 30.0  # of |mean log density of data - of samples|, in nats
     max_grad_norm: Positive = 1e4
     max_rollbacks: Annotated[int, Field(ge=0)] = 3
 

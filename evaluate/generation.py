@@ -1,8 +1,8 @@
 """Quality of samples: do they look as asked, are they near the data, are they copies, does the model know them?
 
-Nothing needs a download: distances are taken in the features of a classifier trained on the same data, the *judge*, and
-are named after it. They are called FID, KID and Inception score in the features of the network that defines these, whose
-weight file the user gives, and nowhere else. Every figure stands beside the same one of real images.
+Nothing needs a download: distances are taken in the features of a classifier trained on the same data, the *judge*,
+and are named after it. FID, KID and Inception score they are called in the features of the network that defines these
+alone, whose weight file the user gives. Every figure stands beside the same one of real images.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from .generation_rows import (
     INCEPTION,
     OTHERS,
     SAMPLES,
+    TEST,
+    TRAIN,
     Row,
     density_rows,
     distance_row,
@@ -46,7 +48,7 @@ def evaluate_generation(
     train: ImageSet | None = None,
     model: Model | None = None,
     judge: Model | None = None,
-    judge_name: str = "",
+    judge_name: str = "the judge",
     inception: str | Path | None = None,
     chains: Chains | None = None,
     progress: Progress | None = None,
@@ -74,67 +76,70 @@ def evaluate_generation(
     >>> real = [(torch.rand(20, 1, 1, 3), torch.arange(20) % 3)]
     >>> result = evaluate_generation(torch.rand(9, 1, 1, 3), reference=real, model=lambda x: x.flatten(1))
     >>> [(row["group"], row["of"], row["n"]) for row in result.rows]
-    [('diversity', 'samples', 9), ('diversity', 'test', 9), ('log density', 'samples', 9), ('log density', 'test', 20)]
+    [('diversity', 'samples', 9), ('diversity', 'test', 9), ('log_density', 'samples', 9), ('log_density', 'test', 20)]
     """
-    drawn = _checked(samples, labels)
+    classes = class_names(reference)
+    drawn = checked_samples(samples, labels, len(classes))
     weights = InceptionWeights.read(inception) if inception is not None else None
-    real = _Images.read(reference, "test")
-    pool = _Images.read(train, "train") if train is not None else None
-    floor = _Images.read(train, "train", len(drawn)) if train is not None else None
-    _check_sets(drawn, real, pool)
-    asked = None if labels is None else drawn.labels.numpy()
     shared: dict[str, Any] = {"device": device, "progress": progress}
+    real = Images.read(reference, TEST)
+    pool, floor = (None, None) if train is None else (Images.read(train, TRAIN, n) for n in (None, len(drawn)))
+    check_sets(drawn, real, pool)
+    asked = None if labels is None else drawn.labels.numpy()
+    names = named(classes, len(classes) or int(drawn.labels.max()) + 1)
+    judged, found = None, None
     rows: list[Row] = []
-    judged = densities = found = None
     if judge is not None:
-        judged, more = _judged(judge, judge_name or "the judge", drawn, asked, real, floor, _classes(reference), shared)
-        rows += more
+        seen = _seen_by(judge, drawn, real, floor, asked is not None, shared)
+        judged = seen[SAMPLES]
+        names = named(classes, judged.logits.shape[1])
+        rows += _by_judge(judge_name, seen, asked, names)
     if weights is not None:
         rows += _by_inception(weights, drawn, real, floor, device or model_device(model), progress)
     if pool is not None:
         found = nearest(drawn.flat, pool.flat)
-        of = {SAMPLES: found[0], real.name: nearest(real.flat, pool.flat)[0]}
-        rows += neighbour_rows(of, real.name, drawn.flat.shape[1], len(pool))
-    rows += _diversity(drawn, _Images.read(reference, "test", len(drawn)))
-    if model is not None:
-        sets = [drawn, real, *([floor] if floor is not None else [])]
-        densities = {data.name: energy(predict(model, data, name=data.name, **shared).logits) for data in sets}
-        rows += density_rows(densities, real.name)
-    known = _known(drawn, asked, judged, found, densities, _classes(reference))
+        of = {SAMPLES: found[0], TEST: nearest(real.flat, pool.flat)[0]}
+        rows += neighbour_rows(of, drawn.flat.shape[1], len(pool))
+    rows += _diversity(drawn, Images.read(reference, TEST, len(drawn)))
+    densities = {} if model is None else _densities(model, [drawn, real, floor], shared)
+    rows += density_rows(densities) if densities else []
+    known = known_of(drawn, asked, names, judged, found, densities)
     return GenerationResult(
         tuple(rows),
         _about(drawn, real, pool, judge_name if judge is not None else None, weights),
-        _shown(_first(asked, len(drawn)), drawn, pool, found, known),
-        None if found is None else _shown(np.argsort(found[0], kind="stable")[:CLOSEST], drawn, pool, found, known),
-        densities or {},
-        _checked_chains(chains),
+        shown(first(asked, len(drawn)), drawn, pool, found, known),
+        closest(drawn, pool, found, known),
+        densities,
+        checked_chains(chains),
     )
 
 
-def _judged(
-    judge: Model,
-    name: str,
-    drawn: Images,
-    asked: np.ndarray | None,
-    real: Images,
-    floor: Images | None,
-    classes: Sequence[str],
-    shared: Mapping[str, Any],
-) -> tuple[Predictions, list[Row]]:
-    """What the judge says of the samples, and the rows that follow: labels, then distances in its features."""
+def _seen_by(
+    judge: Model, drawn: Images, real: Images, floor: Images | None, labelled: bool, shared: Mapping[str, Any]
+) -> dict[str, Predictions]:
+    """Role -> what the judge says of these images, with features where its logits come of a last linear layer."""
     with evaluating(judge):
         features = ends_in_head(judge, drawn.images[:1].to(shared["device"] or model_device(judge)))
+    wanted = {SAMPLES: labelled, TEST: True, TRAIN: False}  # whose labels are used
+    return {
+        data.role: predict(judge, data, name=data.name, labelled=wanted[data.role], features=features, **shared)
+        for data in (drawn, real, floor)
+        if data is not None
+    }
 
-    def seen(data: Images, labelled: bool = False) -> Predictions:
-        return predict(judge, data, name=data.name, labelled=labelled, features=features, **shared)
 
-    judged, test = seen(drawn, labelled=asked is not None), seen(real, labelled=True)
-    names = named(classes, judged.logits.shape[1])
-    rows = label_rows(SAMPLES, judged, asked, names)
-    rows += label_rows(real.name, test, None if asked is None else test.labels, names)
-    for one in (judged, *([seen(floor)] if floor is not None and len(floor) > 1 else [])):
-        rows.append(distance_row(one.name, name, one.features, test.features, one.probabilities))
-    return judged, rows
+def _by_judge(
+    name: str, judged: Mapping[str, Predictions], asked: np.ndarray | None, classes: Sequence[str]
+) -> list[Row]:
+    """Labels of the samples and of test images, then distances to test images in the judge's features."""
+    test = judged[TEST]
+    rows = label_rows(SAMPLES, judged[SAMPLES], asked, classes)
+    rows += label_rows(TEST, test, None if asked is None else test.labels, classes)
+    return rows + [
+        distance_row(role, name, one.features, test.features, one.probabilities)
+        for role, one in judged.items()
+        if role != TEST and len(one) > 1
+    ]
 
 
 def _by_inception(
@@ -145,31 +150,40 @@ def _by_inception(
     device: torch.device | str | None,
     progress: Progress | None,
 ) -> list[Row]:
-    """FID, KID and Inception score, or the same by other weights under another name."""
+    """FID, KID and Inception score, or with other weights the same by other names."""
     space = "Inception v3" if weights.published else f"Inception v3 with other weights, {weights.sha256[:8]}"
+    keys = INCEPTION if weights.published else OTHERS
     test, _ = inception_features(real.images, weights, device, progress)
     rows = []
-    for data in (drawn, *([floor] if floor is not None and len(floor) > 1 else [])):
-        features, probabilities = inception_features(data.images, weights, device, progress)
-        keys = INCEPTION if weights.published else OTHERS
-        rows.append(distance_row(data.name, space, features, test, probabilities, min(10, len(data)), keys))
+    for data in (drawn, floor):
+        if data is not None and len(data) > 1:
+            features, probabilities = inception_features(data.images, weights, device, progress)
+            rows.append(distance_row(data.role, space, features, test, probabilities, min(10, len(data)), keys))
     return rows
 
 
 def _diversity(drawn: Images, real: Images) -> list[Row]:
     """Of the samples, and of as many real images: the more there are, the nearer the next one is."""
-    sets = [data for data in (drawn, real) if len(data) > 1]
     return [
-        diversity_row(data.name, nearest(data.flat, data.flat, others=True)[0], data.flat.shape[1]) for data in sets
+        diversity_row(data.role, nearest(data.flat, data.flat, others=True)[0], data.flat.shape[1])
+        for data in (drawn, real)
+        if len(data) > 1
     ]
 
 
+def _densities(model: Model, sets: Sequence[Images | None], shared: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Role -> log density (N,) of each set that there is."""
+    return {
+        data.role: energy(predict(model, data, name=data.name, **shared).logits) for data in sets if data is not None
+    }
+
+
 def _about(
-    drawn: _Images, real: _Images, pool: _Images | None, judge: str | None, weights: InceptionWeights | None
+    drawn: Images, real: Images, pool: Images | None, judge: str | None, weights: InceptionWeights | None
 ) -> dict[str, Any]:
-    sets = [drawn.described(SAMPLES), real.described("test")]
-    about: dict[str, Any] = {"sets": [*sets, *([pool.described("train")] if pool is not None else [])]}
-    about |= {"reference": real.name, "train": None if pool is None else pool.name, "judge": judge}
+    """The sets, the judge and the weight file that the figures come of."""
+    about: dict[str, Any] = {"sets": [data.described() for data in (drawn, real, pool) if data is not None]}
+    about |= {"judge": judge}
     if weights is not None:
         about["inception"] = {"file": weights.name, "sha256": weights.sha256, "published": weights.published}
     return about

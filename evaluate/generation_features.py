@@ -1,4 +1,4 @@
-"""Features that distances between sets of images are taken in: a classifier's own, or the Inception network's of FID."""
+"""Features that distances between sets of images are taken in: a classifier's own, or FID's Inception network's."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def inception_features(
     progress: Progress | None = None,
     batch_size: int = 64,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Features (N, 2048) and class probabilities (N, 1008) by the Inception network that FID, KID and IS are defined by.
+    """Features (N, 2048) and class probabilities (N, 1008) by the Inception network that FID, KID and IS belong to.
 
     Source: Heusel et al. 2017, through torch-fidelity's port, which resizes to 299 x 299 as TensorFlow 1 did. Images
     are rounded to 8 bits; grey ones are repeated to three channels.

@@ -47,7 +47,7 @@ def _pair(features_a: Values, features_b: Values) -> tuple[np.ndarray, np.ndarra
 
 
 def frechet_distance(features_a: Values, features_b: Values) -> float:
-    """||mu_a - mu_b||^2 + tr(A + B - 2 (A B)^(1/2)), the squared 2-Wasserstein distance of Gaussians with these moments.
+    """||mu_a - mu_b||^2 + tr(A + B - 2 (A B)^(1/2)), the squared W2 distance of Gaussians with these moments.
 
     Source: Dowson & Landau 1982; FID with features of Inception (Heusel et al. 2017). Covariances A and B divide by
     N - 1. With fewer rows than columns it still has its value; it is biased upwards, the more the smaller N is, so only

@@ -37,18 +37,18 @@ class GenerationResult:
     """What a set of samples is worth, beside real images.
 
     Attributes:
-        rows: wide rows, each with group, of ("samples" or a set of real images) and n. By group:
+        rows: wide rows, each with group, of ("samples", or "test" and "train" for real images) and n. By group:
             labels: class (None for all), label_agreement with its Wilson interval; judged_share for samples without
                 labels.
             distances: features (whose), frechet_distance, kernel_distance with interval and _error, label_score, or
                 fid, kid and inception_score; n_reference.
             neighbours: nearest_mean, nearest_median, share_nearer with its interval, mark, copies; n_reference.
             diversity: other_mean, near_duplicates with its interval.
-            log density: log_density_mean, _5, _50, _95 (percentiles), auroc with its interval; n_reference.
-        about: sets (role, name, n, notes, digest of each), reference, train, judge, inception.
+            log_density: log_density_mean, _5, _50, _95 (percentiles), auroc with its interval; n_reference.
+        about: sets (role, name, n, notes and digest of each), judge (its name), inception (its weight file).
         grid: the first samples of each class.
         closest: the samples that come closest to a training image, None without training images.
-        log_densities: set -> float64 (N,).
+        log_densities: role -> float64 (N,).
         chains: steps, and images (T, M, C, H, W) of M chains at these steps.
     """
 

@@ -1,6 +1,6 @@
 """The rows of an evaluation of samples, from arrays already at hand: one function for each question asked of them.
 
-Every row says of which images it speaks under `of`: "samples", or the name of real images that serve as the yardstick.
+Every row says of which images it speaks under `of`: "samples", or real ones as the yardstick, "test" and "train".
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .ood_compare import compare
 from .predictions import Predictions
 
 Row = dict[str, Any]
-SAMPLES = "samples"
+SAMPLES, TEST, TRAIN = "samples", "test", "train"
 # Root mean square difference a value below which two images count as one: two grey levels of 255. Langevin dynamics
 # ends with a step of noise, 0.005 or 1.3 grey levels in JEM's settings, which a copy of an image carries too.
 COPY = 2 / 255
@@ -87,15 +87,15 @@ def _bounds(key: str, found: Estimate) -> Row:
     return {f"{key}_low": found.value - _Z * found.error, f"{key}_high": found.value + _Z * found.error}
 
 
-def neighbour_rows(of: Mapping[str, np.ndarray], reference: str, values: int, n_reference: int) -> list[Row]:
+def neighbour_rows(of: Mapping[str, np.ndarray], values: int, n_reference: int) -> list[Row]:
     """How far images are from their nearest training image: the samples, and real ones as the yardstick.
 
     Arguments:
-        of: name -> distances (N,); `reference` names the real images among them, whose 1st percentile is the mark.
+        of: "samples" and "test" -> distances (N,); the 1st percentile of the test images' is the mark.
         values: numbers in an image, C x H x W.
         n_reference: training images.
     """
-    mark = float(np.quantile(of[reference], 0.01))
+    mark = float(np.quantile(of[TEST], 0.01))
     rows = []
     for name, distances in of.items():
         row: Row = {"group": "neighbours", "of": name, "n_reference": n_reference, "mark": mark}
@@ -111,25 +111,22 @@ def diversity_row(of: str, distances: np.ndarray, values: int) -> Row:
     return row | share("near_duplicates", distances < COPY * np.sqrt(values))
 
 
-def density_rows(of: Mapping[str, np.ndarray], reference: str, resamples: int = 1000) -> list[Row]:
-    """The model's log density of images, and how well it tells them from the reference: AUROC, 0.5 where it cannot.
+def density_rows(of: Mapping[str, np.ndarray], resamples: int = 1000) -> list[Row]:
+    """The model's log density of images, and how well it tells them from test images: AUROC, 0.5 where it cannot.
 
     Arguments:
-        of: name -> log densities (N,); `reference` names the real images that the others are told from. Above 0.5
-            they have the higher density.
+        of: "samples", "test" and maybe "train" -> log densities (N,). Above 0.5 the test images have the higher one.
         resamples: of the bootstrap behind the AUROC's interval.
     """
-    outside = {name: {"energy": values} for name, values in of.items() if name != reference}
-    found = {
-        row["ood_set"]: row for row in compare(reference, {"energy": of[reference]}, outside, None, resamples).rows
-    }
+    outside = {name: {"energy": values} for name, values in of.items() if name != TEST}
+    found = {row["ood_set"]: row for row in compare(TEST, {"energy": of[TEST]}, outside, None, resamples).rows}
     rows = []
     for name, values in of.items():
         low, middle, high = np.quantile(values, [0.05, 0.5, 0.95]).tolist()
-        row: Row = {"group": "log density", "of": name, "n": len(values), "log_density_mean": float(values.mean())}
+        row: Row = {"group": "log_density", "of": name, "n": len(values), "log_density_mean": float(values.mean())}
         row |= {"log_density_5": low, "log_density_50": middle, "log_density_95": high}
         if name in found:
             row |= {key: found[name][key] for key in ("auroc", "auroc_low", "auroc_high")}
-            row |= {"n_reference": len(of[reference])}
+            row |= {"n_reference": len(of[TEST])}
         rows.append(row)
     return rows

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,8 +20,9 @@ _BATCH = 256
 
 @dataclass(frozen=True)
 class Images:
-    """A set in memory, read once: images (N, C, H, W) and labels on the CPU."""
+    """A set in memory, read once: images (N, C, H, W) and labels on the CPU, under the role that it plays in rows."""
 
+    role: str
     name: str
     images: Tensor = field(repr=False)
     labels: Tensor = field(repr=False)
@@ -35,23 +37,30 @@ class Images:
 
     @property
     def flat(self) -> np.ndarray:
+        """(N, C x H x W)."""
         return self.images.flatten(1).numpy()
 
     @classmethod
-    def read(cls, data: ImageSet, default: str, limit: int | None = None) -> Images:
-        name, data = set_name(data, default), taken(data, limit)
+    def read(cls, data: ImageSet, role: str, limit: int | None = None) -> Images:
+        """The whole set, or as many images of it as its own `.take` chooses, else the first ones."""
+        name, data = set_name(data, role), taken(data, limit)
         pairs = [(images.detach().cpu(), labels) for images, labels in batches(data, name, limit)]
         if not pairs:
             raise EbmhybridError(f"set {name!r} is empty")
         images, labels = (torch.cat(part) for part in zip(*pairs, strict=True))
-        return cls(name, images, labels, _notes(data), _digest(data))
+        return cls(role, name, images, labels, _notes(data), _digest(data))
 
-    def described(self, role: str) -> Row:
-        return {"role": role, "name": self.name, "n": len(self), "notes": list(self.notes), "digest": self.digest}
+    def described(self) -> Row:
+        """What identifies the set in a report."""
+        return {"role": self.role, "name": self.name, "n": len(self), "notes": list(self.notes), "digest": self.digest}
 
 
-def checked_samples(samples: Tensor, labels: Tensor | None) -> Images:
-    """The samples as a set."""
+def checked_samples(samples: Tensor, labels: Tensor | None, classes: int) -> Images:
+    """The samples as a set, labels of 0 where none were given.
+
+    Arguments:
+        classes: how many the reference names; 0 where it names none.
+    """
     check_images(samples, SAMPLES)
     if len(samples) < 2:
         raise EbmhybridError(f"need at least 2 samples, got {len(samples)}")
@@ -60,17 +69,16 @@ def checked_samples(samples: Tensor, labels: Tensor | None) -> Images:
         raise EbmhybridError(
             f"labels of samples must be integers of shape ({len(samples)},), got {targets.dtype} {tuple(targets.shape)}"
         )
-    return Images(SAMPLES, samples.detach().cpu().float(), targets.long())
+    check_labels(targets.numpy(), classes or int(targets.max()) + 1, SAMPLES)
+    return Images(SAMPLES, SAMPLES, samples.detach().cpu().float(), targets.long())
 
 
 def check_sets(drawn: Images, real: Images, pool: Images | None) -> None:
+    """An error for images of another shape than the samples."""
     shape = tuple(drawn.images.shape[1:])
     for data in (real, pool):
         if data is not None and tuple(data.images.shape[1:]) != shape:
             raise EbmhybridError(f"set {data.name!r}: images are {tuple(data.images.shape[1:])}, the samples {shape}")
-    names = [data.name for data in (drawn, real, pool) if data is not None]
-    if len(set(names)) < len(names):
-        raise EbmhybridError(f"samples, reference and training images need names of their own, got {', '.join(names)}")
 
 
 def class_names(data: ImageSet) -> tuple[str, ...]:
@@ -79,11 +87,16 @@ def class_names(data: ImageSet) -> tuple[str, ...]:
 
 
 def named(classes: Sequence[str], count: int) -> tuple[str, ...]:
-    """A name for each of `count` classes: the set's, or their numbers."""
+    """A name for each of `count` classes: the set's, or their numbers.
+
+    >>> named(("cat", "dog"), 2), named((), 2)
+    (('cat', 'dog'), ('0', '1'))
+    """
     return tuple(classes) if len(classes) == count else tuple(map(str, range(count)))
 
 
 def checked_chains(chains: Chains | None) -> tuple[tuple[int, ...], np.ndarray] | None:
+    """Steps and images (T, M, C, H, W) of the chains, on the CPU."""
     if chains is None:
         return None
     steps, images = chains

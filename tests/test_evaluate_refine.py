@@ -164,10 +164,6 @@ def test_it_is_a_model_like_any_other(mode: Any) -> None:
 
 def test_a_step_needs_a_gradient_and_sane_settings() -> None:
     images = torch.zeros(1, 1, 1, 1)
-    # steps that nobody differentiates keep no graph, else a long chain would keep all of them
-    kept = [Refined(gaussian, 1, bpda=bpda).refine(images.clone().requires_grad_(True)) for bpda in (False, True)]
-    assert not Refined(gaussian, 1).refine(images).requires_grad
-    assert [type(x.grad_fn).__name__ for x in kept] == ["ClampBackward1", "AddBackward0"]
     with pytest.raises(ValueError, match="needs a log density that can be differentiated by x"):
         Refined(lambda x: x.detach().flatten(1), 1)(images)
     for changes, message in (

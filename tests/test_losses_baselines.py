@@ -51,6 +51,7 @@ def test_logit_norm_equals_the_papers_loops(n, c, temperature) -> None:
     expected = literal.logit_norm(logits, soft, temperature)
     assert_same(logit_norm_loss(logits, soft, temperature), expected, logits, tolerance=1e-5)
     assert_same(logit_norm_loss(logits, one_hot(y, c)), logit_norm_loss(logits, y), logits)
+    torch.testing.assert_close(logit_norm_loss(logits.half(), soft), logit_norm_loss(logits.half(), soft.float()))
 
 
 def test_logit_norm_adds_1e_7_to_the_norm_as_released() -> None:
@@ -247,7 +248,7 @@ def test_supcon_refuses(projections, labels, message) -> None:
 
 def test_supcon_module_holds_the_temperature() -> None:
     z, y = random_views(4, 2), torch.tensor([0, 1, 0, 1])
-    assert SupConLoss()(z, y) == supcon_loss(z, y, 0.1)
+    assert SupConLoss()(z, y) == supcon_loss(z, y) == supcon_loss(z, y, 0.1)
     assert SupConLoss(0.3)(z, y) == supcon_loss(z, y, 0.3)
     assert repr(SupConLoss(0.3)) == "SupConLoss(temperature=0.3)"
 

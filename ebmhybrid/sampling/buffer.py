@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ebmhybrid.errors import EbmhybridError
 
+
 class ReplayBuffer(nn.Module):
     """Images of earlier chains, from which new ones start; with probability `reinit` they start afresh instead.
 

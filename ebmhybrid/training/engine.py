@@ -119,13 +119,12 @@ def _run(parts: Parts, folder: Path, show: bool) -> Run:
             while at.step < parts.total_steps and not interrupt.signal:
                 try:
                     meter = _epoch(parts, forward, train_set, log, interrupt, folder)
+                    if interrupt.signal and at.step_in_epoch < parts.steps_per_epoch and at.step < parts.total_steps:
+                        save(parts, folder)
+                    else:
+                        end_epoch(parts, folder, log, meter)
                 except DivergedError as error:
                     roll_back(parts, folder, log, str(error))
-                    continue
-                if interrupt.signal and at.step_in_epoch < parts.steps_per_epoch and at.step < parts.total_steps:
-                    save(parts, folder)
-                else:
-                    end_epoch(parts, folder, log, meter)
         if interrupt.signal:
             log.say(f"stopped at step {at.step}; go on with: ebmhybrid train --resume {folder}", always=True)
     finally:
@@ -204,6 +203,8 @@ def end_epoch(parts: Parts, folder: Path, log: RunLog, meter: Meter) -> None:
     at = parts.progress
     trained, figures = meter.read(), validate(parts.deployed, parts.splits.validation, parts.device)
     if not math.isfinite(figures["nll"]):
+        if parts.sampler is not None:
+            raise DivergedError("the validation loss is not finite")
         raise TrainingError(f"the validation loss is not finite at step {at.step}: {_advice(parts, folder)}")
     log.record("validation", at.step, at.epoch, figures)
     # After a resume the training figures are those of the epoch's remaining steps.

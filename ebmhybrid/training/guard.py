@@ -32,12 +32,12 @@ def divergence(loss: Tensor, terms: dict[str, Tensor], guard: Guard) -> str | No
 
     >>> values = {"log_density_data": torch.tensor(3.0), "log_density_samples": torch.tensor(-200.0)}
     >>> divergence(torch.tensor(1.0), values, Guard())
-    'data is 203 nats above samples, guard.max_gap = 100'
+    'data is 203 nats above samples, guard.max_gap = 30'
     """
     if not math.isfinite(loss.item()):
         return "the loss is not finite"
     gap = (terms["log_density_data"] - terms["log_density_samples"]).item()
-    if abs(gap) > guard.max_gap:
+    if not abs(gap) <= guard.max_gap:  # NaN too
         side = "above" if gap > 0 else "below"
         return f"data is {abs(gap):.0f} nats {side} samples, guard.max_gap = {guard.max_gap:g}"
     norm = terms["grad_norm"].item()

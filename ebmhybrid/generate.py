@@ -1,0 +1,128 @@
+"""From a loaded run and settings to samples with their figures: start, chains, judge, quality."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ebmhybrid.data import ImageSet, Splits
+from ebmhybrid.evaluate.generation import evaluate_generation
+from ebmhybrid.judge import Judge, given_judge, own_judge
+from ebmhybrid.sample_files import SampleResult
+from ebmhybrid.sample_starts import start_chains
+from ebmhybrid.samples import Progress, Settings, draw
+from ebmhybrid.schema import Recipe
+
+UNTRAINED = (
+    "the run was not trained with samples: its chains show what its logits prefer, which no loss made a density of "
+    "images"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """What is sampled: a model as `load_model` gives it, its weight file, recipe and splits, and where it computes."""
+
+    model: nn.Module
+    weights: Path
+    recipe: Recipe
+    splits: Splits
+    device: torch.device
+
+
+def judge_of(
+    subject: Subject,
+    choice: str | Path | None,
+    folder: Path,
+    *,
+    data_dir: str | Path = "data",
+    download: bool = True,
+    progress: bool = False,
+) -> Judge | None:
+    """The judge of a run's samples: the one that `choice` names, none for "none", and for None our own in `folder`."""
+    if choice == "none":
+        return None
+    if choice is not None:
+        return given_judge(choice, subject.model, subject.splits, subject.device)
+    where = {"data_dir": data_dir, "download": download, "device": subject.device, "progress": progress}
+    return own_judge(folder, subject.recipe, subject.splits, **where)  # type: ignore[arg-type]
+
+
+def generate(
+    subject: Subject,
+    settings: Settings,
+    judge: Judge | None,
+    load: Callable[[str], ImageSet],
+    *,
+    inception: str | Path | None = None,
+    limit: int | None = None,
+    context: dict[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> SampleResult:
+    """Draw samples and measure them against the run's test and training images.
+
+    Arguments:
+        judge: of `judge_of`; None leaves out the figures that need one.
+        load: a set by name in the model's shape, for chains that start from a file.
+        inception: a file of the Inception network's weights, for FID, KID and Inception score.
+        limit: at most so many test and training images.
+        context: facts for results.json.
+
+    Raises:
+        EbmhybridError: a start that cannot be used, or chains that leave the finite.
+    """
+    recipe, splits, device = subject.recipe, subject.splits, subject.device
+    generator = torch.Generator().manual_seed(settings.seed)
+    start = start_chains(settings, recipe, splits.train, subject.weights, load, generator)
+    batch_size = recipe.evaluation.batch_size
+    drawn = draw(
+        subject.model,
+        settings,
+        start.images,
+        start.labels,
+        generator,
+        batch_size=batch_size,
+        device=device,
+        progress=progress,
+    )
+    # Under names of their own: the parts of a split set share its name.
+    reference, train = (_part(splits, name, limit) for name in ("test", "train"))
+    figures = evaluate_generation(
+        drawn.images,
+        drawn.labels,
+        reference=reference,
+        train=train,
+        model=subject.model,
+        judge=None if judge is None else judge.model,
+        judge_name="" if judge is None else judge.name,
+        inception=inception,
+        chains=(drawn.moments, drawn.chains),
+        progress=progress,
+        device=device,
+    )
+    notes = () if recipe.objective.jem is not None else (UNTRAINED,)
+    return SampleResult(
+        drawn,
+        drawn.labels if drawn.labels is not None else _predicted(subject, drawn.images, batch_size),
+        splits.train.classes,
+        settings,
+        figures,
+        {**(context or {}), "judge": None if judge is None else judge.name},
+        (*notes, *start.notes),
+    )
+
+
+def _part(splits: Splits, name: str, limit: int | None) -> ImageSet:
+    part: ImageSet = getattr(splits, name)
+    return replace(part if limit is None else part.take(limit), name=f"{part.name}/{name}")
+
+
+@torch.no_grad()
+def _predicted(subject: Subject, images: torch.Tensor, batch_size: int) -> torch.Tensor:
+    """What the model itself takes its samples for."""
+    return torch.cat([subject.model(x.to(subject.device)).argmax(1).cpu() for x in images.split(batch_size)])

@@ -1,0 +1,290 @@
+"""The report's section on samples, and a page of it alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .formats import count, interval, number, percent
+from .generation_rows import COPY, SAMPLES, TEST, TRAIN
+from .sections import Card, Column, Drawing, Line, Section, Table, bounded
+
+if TYPE_CHECKING:
+    from .generation_result import GenerationResult, Shown
+    from .generation_rows import Row
+    from .results import SuiteResult
+
+_NAMES = {SAMPLES: "samples", TEST: "test images", TRAIN: "training images"}
+_TEXT = (
+    "Images drawn from the model by Langevin dynamics, measured beside real ones. No figure alone tells good samples: "
+    "labels say nothing of variety, distances little of copies, and a model that repeats its training images does well "
+    "in all but the nearest-neighbour check."
+)
+_OF = Column("images", "images", "text")
+_N = Column("n", "n", "count")
+_SCORES = {
+    "frechet_distance": Column("frechet_distance", "Fréchet distance", digits=3),
+    "fid": Column("fid", "FID", digits=2),
+    "kernel_distance": bounded("kernel_distance", "kernel distance x 1000", digits=2, scale=1000),
+    "kid": bounded("kid", "KID x 1000", digits=2, scale=1000),
+    "label_score": Column("label_score", "label score", digits=2),
+    "inception_score": Column("inception_score", "Inception score", digits=2),
+}
+_PICTURED = (
+    Column("sample", "sample", "count"),
+    Column("class", "class asked for", "text"),
+    Column("judged", "judged as", "text"),
+    Column("distance", "distance to the nearest training image", digits=3),
+    Column("log_density", "log density", digits=3),
+)
+
+
+def generation_section(generation: GenerationResult, result: SuiteResult | None = None) -> Section:
+    """Labels, distances, neighbours, variety and log density of samples, with pictures."""
+    tables = (_labels(generation), _distances(generation), _neighbours(generation), _diversity(generation))
+    return Section(
+        "generation",
+        "Samples",
+        (_TEXT,),
+        tuple(_warnings(generation)),
+        tuple(table for table in (*tables, _densities(generation)) if table.rows or table.means),
+        tuple(_drawings(generation)),
+        tuple(_lines(generation)),
+        _card(generation),
+    )
+
+
+def report_of_generation(result: GenerationResult, title: str, lead: str = "") -> str:
+    """A page of its own for a set of samples, as HTML that needs nothing else.
+
+    Arguments:
+        title: names the samples, such as the run they were drawn from.
+        lead: a sentence below it; by default how many samples were measured against what.
+    """
+    from .plots import to_svg
+    from .report import render_page
+    from .report_sections import data_section
+
+    sets = result.about["sets"]
+    lead = lead or f"{count(sets[0]['n'])} samples, measured against {sets[1]['name']}, {count(sets[1]['n'])} images."
+    whole = result.section
+    pictures = replace(whole, key="samples", tables=(), card=None)  # here they are what one comes for
+    figures = replace(whole, title="Quality", text=(), warnings=(), drawings=())
+    drawn = {drawing.name: to_svg(drawing.draw(), drawing.name) for drawing in whole.drawings}
+    return render_page(f"{title}: samples", title, lead, (pictures, figures, data_section(tuple(sets))), drawn)
+
+
+def _with_names(rows: Iterable[Row]) -> tuple[Row, ...]:
+    """The rows with what they are about in a reader's words."""
+    return tuple(dict(row) | {"images": _NAMES[row["of"]]} for row in rows)
+
+
+def _group(generation: GenerationResult, group: str) -> tuple[Row, ...]:
+    return _with_names(row for row in generation.rows if row["group"] == group)
+
+
+def _judge(generation: GenerationResult) -> str:
+    return str(generation.about["judge"])
+
+
+def _labels(generation: GenerationResult) -> Table:
+    """A row a class, samples beside test images; all classes together below."""
+    found: dict[str | None, dict[str, Any]] = {}
+    for row in generation.rows:
+        if row["group"] == "labels":
+            key = "label_agreement" if "label_agreement" in row else "judged_share"
+            values = {f"{row['of']}{end}": row[f"{key}{end}"] for end in ("", "_low", "_high")}
+            line = found.setdefault(row["class"], {"class": row["class"] or "all"})
+            line |= values | {f"n_{row['of']}": row["n"]}
+    asked = None in found
+    columns = (
+        Column("class", "class asked for" if asked else "judged as", "text"),
+        *(bounded(of, _NAMES[of], "percent") for of in (SAMPLES, TEST)),
+        *(Column(f"n_{of}", f"n {_NAMES[of]}", "count") for of in (SAMPLES, TEST)),
+    )
+    told = "that it calls by the class asked for; of test images, by their label" if asked else "that it gives a class"
+    caption = f"Judge: {_judge(generation)}. Share of samples {told}. In brackets 95 % Wilson intervals."
+    rows = tuple(line for name, line in found.items() if name is not None)
+    return Table("Labels", caption, columns, rows, tuple(line for name, line in found.items() if name is None))
+
+
+def _distances(generation: GenerationResult) -> Table:
+    columns = (_OF, Column("features", "features of", "text"), *_SCORES.values(), _N)
+    caption = (
+        "Distances to the test images; lower is better, and training images in as great a number show what a perfect "
+        "sampler would get. Figures of another n or other features do not compare. Scores: higher is better, at most "
+        "the number of classes. In brackets 95 % intervals, by the jackknife."
+    )
+    return Table(
+        "Distances", caption, (*columns, Column("n_reference", "n test", "count")), _group(generation, "distances")
+    )
+
+
+def _neighbours(generation: GenerationResult) -> Table:
+    columns = (
+        _OF,
+        Column("nearest_mean", "mean distance", digits=3),
+        Column("nearest_median", "median distance", digits=3),
+        bounded("share_nearer", "suspiciously near", "percent"),
+        Column("copies", "copies", "count"),
+        _N,
+        Column("n_reference", "n training", "count"),
+    )
+    rows = _group(generation, "neighbours")
+    mark = f"{rows[0]['mark']:.3f}, the 1st percentile of the test images' distances" if rows else ""
+    caption = (
+        "Euclidean distance in pixels, in [0, 1], to the nearest training image. Far below the test images' means "
+        f"copies. Suspiciously near: below {mark}. Copies: a root mean square difference below {255 * COPY:g}/255."
+    )
+    return Table("Nearest training images", caption, columns, rows)
+
+
+def _diversity(generation: GenerationResult) -> Table:
+    columns = (
+        _OF,
+        Column("other_mean", "mean distance", digits=3),
+        bounded("near_duplicates", "near duplicates", "percent"),
+        _N,
+    )
+    caption = (
+        "Distance to the nearest other image of the same set, in pixels; far below the test images' means little "
+        f"variety. Near duplicates: the share within a root mean square difference of {255 * COPY:g}/255 of another."
+    )
+    return Table("Variety", caption, columns, _group(generation, "diversity"))
+
+
+def _densities(generation: GenerationResult) -> Table:
+    columns = (
+        _OF,
+        Column("log_density_mean", "mean", digits=3),
+        Column("log_density_5", "5 %", digits=3),
+        Column("log_density_50", "median", digits=3),
+        Column("log_density_95", "95 %", digits=3),
+        bounded("auroc", "AUROC, test images above these", digits=3),
+        _N,
+    )
+    caption = (
+        "The model's own log density, up to a constant. AUROC: the probability that a test image has a higher one than "
+        "an image of the row; 0.5 is best. Below it samples have too much density, above it chains ended too early or "
+        "the model knows its samples from data. In brackets 95 % bootstrap intervals."
+    )
+    return Table("Log density", caption, columns, _group(generation, "log_density"))
+
+
+def _warnings(generation: GenerationResult) -> Iterable[str]:
+    """Copies, and an Inception network that is not FID's."""
+    for row in generation.of("neighbours"):
+        if row["copies"]:
+            yield f"{count(row['copies'])} of {count(row['n'])} samples are copies of training images."
+        if row["share_nearer_low"] > 0.01:
+            share = percent(row["share_nearer"], row["share_nearer_low"], row["share_nearer_high"])
+            yield f"{share} of the samples are nearer to a training image than 99 % of the test images are."
+    weights = generation.about.get("inception")
+    if weights and not weights["published"]:
+        yield (
+            f"The Inception weights {weights['file']} are not the published ones: distances in their features are no "
+            "FID and no KID."
+        )
+
+
+def _drawings(generation: GenerationResult) -> Iterable[Drawing]:
+    asked = "class" in (generation.grid.rows[0] if generation.grid.rows else {})
+    caption = "The first samples of each class, not chosen." if asked else "The first samples, not chosen."
+    yield _pictures("samples", caption, generation.grid, "samples_figure")
+    if generation.closest is not None:
+        caption = "The samples that come closest to a training image, each above that image: are they copies?"
+        yield _pictures("samples-nearest", caption, generation.closest, "closest_figure")
+    if generation.chains is not None:
+        caption = "Some chains on their way, one a row; above each column the number of steps made."
+        draw, numbers = partial(_drawn, "chains_figure", *generation.chains), partial(_chain_table, *generation.chains)
+        yield Drawing("samples-chains", caption, draw, numbers)
+    if generation.log_densities:
+        caption = "The model's log density of samples and of data. Good samples cover the data's densities."
+        draw = partial(_drawn, "density_figure", generation.log_densities)
+        yield Drawing("samples-density", caption, draw, partial(_density_table, generation))
+
+
+def _pictures(name: str, caption: str, shown: Shown, figure: str) -> Drawing:
+    table = Table("Numbers of the figure", "What is known of each, in the order of the figure.", _PICTURED, shown.rows)
+    return Drawing(name, caption, partial(_drawn, figure, shown), lambda: table)
+
+
+def _drawn(figure: str, *arguments: Any) -> Any:
+    from . import plots_generation
+
+    return getattr(plots_generation, figure)(*arguments)
+
+
+def _chain_table(steps: tuple[int, ...], images: np.ndarray) -> Table:
+    """How far the chains move between the steps shown."""
+    flat = images.reshape(len(images), images.shape[1], -1)
+    moved = [None, *np.linalg.norm(flat[1:] - flat[:-1], axis=2).mean(axis=1).tolist()]
+    rows = tuple({"step": step, "moved": far} for step, far in zip(steps, moved, strict=True))
+    columns = (Column("step", "step", "count"), Column("moved", "mean distance from the image before", digits=3))
+    return Table("Numbers of the figure", f"Over {images.shape[1]} chains.", columns, rows)
+
+
+def _density_table(generation: GenerationResult) -> Table:
+    from .plots_generation import density_edges
+
+    edges = density_edges(generation.log_densities)
+    counts = {of: np.histogram(values, edges)[0].tolist() for of, values in generation.log_densities.items()}
+    rows = [
+        {"low": low, "high": high} | {of: values[i] for of, values in counts.items()}
+        for i, (low, high) in enumerate(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True))
+    ]
+    columns = (
+        Column("low", "log density from", digits=3),
+        Column("high", "to", digits=3),
+        *(Column(of, _NAMES[of], "count") for of in counts),
+    )
+    kept = tuple(row for row in rows if any(row[of] for of in counts))
+    return Table("Numbers of the figure", "Bins without an image are left out.", columns, kept)
+
+
+def _lines(generation: GenerationResult) -> Iterable[Line]:
+    """The main figures, samples first and then real images."""
+    real = {row["group"]: row for row in generation.rows if row["of"] == TEST and row.get("class") is None}
+    for row in generation.of("labels"):
+        if row["class"] is None:
+            shown = percent(row["label_agreement"], row["label_agreement_low"], row["label_agreement_high"])
+            note = f"test images {percent(real['labels']['label_agreement'])}, by {_judge(generation)}, n={row['n']}"
+            yield Line("labels as asked", shown, note)
+    for row in (row for row in generation.rows if row["group"] == "distances"):
+        yield from _distance_lines(row)
+    for row in generation.of("neighbours"):
+        near = f"{count(row['copies'])} copies, test images {number(real['neighbours']['nearest_mean'], 3)}"
+        yield Line("nearest training image", number(row["nearest_mean"], 3), f"{near}, n={row['n']}")
+    for row in generation.of("diversity"):
+        note = f"test images {number(real['diversity']['other_mean'], 3)}, " if "diversity" in real else ""
+        yield Line("nearest other sample", number(row["other_mean"], 3), f"{note}n={row['n']}")
+    for row in generation.of("log_density"):
+        shown = interval(row["auroc"], row["auroc_low"], row["auroc_high"], 3)
+        yield Line("log density AUROC", shown, f"test images above samples, n={row['n_reference']} and {row['n']}")
+
+
+def _distance_lines(row: Row) -> Iterable[Line]:
+    """Both distances and the score, each on a line of its own."""
+    for key, column in _SCORES.items():
+        if key in row:
+            sizes = f"n={row['n']}" + (f" and {row['n_reference']}" if "score" not in key else "")
+            note = f"features of {row['features']}, {sizes}"
+            yield Line(f"{column.heading}, {_NAMES[row['of']]}", column.cell(row).text, note)
+
+
+def _card(generation: GenerationResult) -> Card | None:
+    """Agreement with the class asked for; else the first distance; nothing where there is neither."""
+    for row in generation.of("labels"):
+        if row["class"] is None:
+            shown = f"95 % interval {100 * row['label_agreement_low']:.2f} to {100 * row['label_agreement_high']:.2f}"
+            return Card("Samples as asked", percent(row["label_agreement"]), f"{shown}, n = {count(row['n'])}")
+    for row in generation.of("distances"):
+        for key, column in _SCORES.items():
+            if key in row:
+                note = f"features of {row['features']}, n = {count(row['n'])}"
+                return Card(column.heading, number(row[key], column.digits), note)
+    return None
