@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-BENCHMARKS = ("startup", "loss", "kernel", "train_step", "evaluate")
+BENCHMARKS = ("startup", "loss", "kernel", "train_step", "sgld", "evaluate")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +90,7 @@ def generate(
         device=device,
         progress=progress,
     )
-    # Under names of their own: the parts of a split set share its name.
-    reference, train = (_part(splits, name, limit) for name in ("test", "train"))
+    reference, train = (part if limit is None else part.take(limit) for part in (splits.test, splits.train))
     figures = evaluate_generation(
         drawn.images,
         drawn.labels,
@@ -115,11 +114,6 @@ def generate(
         {**(context or {}), "judge": None if judge is None else judge.name},
         (*notes, *start.notes),
     )
-
-
-def _part(splits: Splits, name: str, limit: int | None) -> ImageSet:
-    part: ImageSet = getattr(splits, name)
-    return replace(part if limit is None else part.take(limit), name=f"{part.name}/{name}")
 
 
 @torch.no_grad()

@@ -85,8 +85,8 @@ class SampleResult:
             grid(self.drawn.images, self.drawn.labels, self.classes).save(fresh / "samples.png")
             film(self.drawn, self.classes).save(fresh / "chains.png")
             (fresh / "results.json").write_text(dumps(self.as_dict()), encoding="utf-8")
-            title = f"{self.context['model']}: samples"
-            (fresh / "report.html").write_text(report_of_generation(self.figures, title), encoding="utf-8")
+            page = report_of_generation(self.figures, str(self.context["model"]))
+            (fresh / "report.html").write_text(page, encoding="utf-8")
         return folder
 
 
@@ -125,7 +125,8 @@ def grid(images: Tensor, labels: Tensor | None, classes: Sequence[str]) -> Image
 def film(drawn: Drawn, classes: Sequence[str]) -> Image:
     """A picture of chains over time: a chain a row, the step numbers above."""
     names = None if drawn.labels is None else [classes[int(drawn.labels[i])] for i in drawn.watched]
-    return tiles([list(row) for row in drawn.chains.transpose(0, 1)], names, [str(k) for k in drawn.moments])
+    moments = ["step 0", *map(str, drawn.moments[1:])]
+    return tiles([list(row) for row in drawn.chains.transpose(0, 1)], names, moments)
 
 
 def tiles(rows: Sequence[Sequence[Tensor]], left: Sequence[str] | None = None, top: Sequence[str] = ()) -> Image:

@@ -201,7 +201,7 @@ def draw(
     seen = {0: x[watched].clamp(0, 1)}
     steps: Iterable[int] = range(1, settings.steps + 1)
     for k in progress(steps, "sampling") if progress else steps:
-        noise = settings.noise_std * torch.randn(x.shape, generator=generator)
+        noise = settings.noise_std * torch.randn(x.shape, generator=generator, dtype=x.dtype)
         for rows in torch.arange(n).split(batch_size):
             x[rows] = _step(model, settings, x[rows], noise[rows], None if labels is None else labels[rows], device)
         if k in moments:

@@ -15,12 +15,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import accuracy, calibration, corruptions, detectors, ood, predictions, robustness, scores, selective, suite
+    from . import (
+        accuracy,
+        calibration,
+        corruptions,
+        detectors,
+        generation,
+        ood,
+        predictions,
+        robustness,
+        scores,
+        selective,
+        suite,
+    )
     from .accuracy import evaluate_accuracy
     from .calibration import evaluate_calibration
     from .corruptions import evaluate_corruptions
     from .detector_robustness import evaluate_detector_robustness
     from .from_logits import predictions_of
+    from .generation import evaluate_generation
     from .on_predictions import evaluate_predictions
     from .ood import evaluate_ood
     from .predictions import predict
@@ -38,6 +51,7 @@ _HOME = {
     "evaluate_calibration": "calibration",
     "evaluate_corruptions": "corruptions",
     "evaluate_detector_robustness": "detector_robustness",
+    "evaluate_generation": "generation",
     "evaluate_ood": "ood",
     "evaluate_predictions": "on_predictions",
     "evaluate_refined": "refine_attacks",
@@ -52,6 +66,7 @@ _MODULES = (
     "calibration",
     "corruptions",
     "detectors",
+    "generation",
     "ood",
     "predictions",
     "robustness",
@@ -71,11 +86,13 @@ __all__ = [
     "evaluate_calibration",
     "evaluate_corruptions",
     "evaluate_detector_robustness",
+    "evaluate_generation",
     "evaluate_ood",
     "evaluate_predictions",
     "evaluate_refined",
     "evaluate_robustness",
     "evaluate_selective",
+    "generation",
     "ood",
     "predict",
     "predictions",

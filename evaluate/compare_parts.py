@@ -151,6 +151,23 @@ PARTS = (
         "attack",
     ),
     Part(
+        "generation",
+        "Samples",
+        (
+            Metric("label_agreement", "labels as asked", higher=True, percent=True),
+            Metric("frechet_distance", "Fréchet distance", digits=3),
+            Metric("kernel_distance", "kernel distance x 1000", scale=1000, digits=2),
+            Metric("fid", "FID", digits=2),
+            Metric("kid", "KID x 1000", scale=1000, digits=2),
+            Metric("share_nearer", "suspiciously near a training image", percent=True),
+        ),
+        lambda row: str(row.get("features") or row.get("class") or ""),
+        "class or features of",
+        "of",
+        "images",
+        keep=lambda row: row["of"] == "samples",
+    ),
+    Part(
         "detector_robustness",
         "Attacks on the detector",
         (Metric("auroc", "AUROC", higher=True),),

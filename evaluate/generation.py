@@ -8,6 +8,7 @@ alone, whose weight file the user gives. Every figure stands beside the same one
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from .generation_rows import (
 )
 from .generation_sets import Chains, Images, check_sets, checked_chains, checked_samples, class_names, named
 from .generation_shown import closest, first, known_of, shown
-from .predictions import ImageSet, Model, Predictions, Progress, evaluating, model_device, predict
+from .predictions import ImageSet, Model, Predictions, Progress, check_repeatable, evaluating, model_device, predict
 from .scores import energy
 
 __all__ = ["Chains", "GenerationResult", "Shown", "evaluate_generation"]
@@ -66,7 +67,7 @@ def evaluate_generation(
         judge: a classifier of the same classes that was trained without the model: labels, distances, label score.
         judge_name: what it is called in the rows.
         inception: weight file of the Inception network, see :func:`.generation_features.inception_features`.
-        chains: (steps, images (T, M, C, H, W)) of some chains on their way, for a figure.
+        chains: (T steps, images (T, M, C, H, W)) of M chains on their way, for a figure.
         progress: progress(batches, text) -> batches, to show a bar.
         device: where images go; None is each model's own device.
 
@@ -78,7 +79,9 @@ def evaluate_generation(
     >>> [(row["group"], row["of"], row["n"]) for row in result.rows]
     [('diversity', 'samples', 9), ('diversity', 'test', 9), ('log_density', 'samples', 9), ('log_density', 'test', 20)]
     """
-    classes = class_names(reference)
+    for data in (reference, train or ()):
+        check_repeatable(data)
+    shown_chains, classes = checked_chains(chains), class_names(reference)
     drawn = checked_samples(samples, labels, len(classes))
     weights = InceptionWeights.read(inception) if inception is not None else None
     shared: dict[str, Any] = {"device": device, "progress": progress}
@@ -95,7 +98,8 @@ def evaluate_generation(
         names = named(classes, judged.logits.shape[1])
         rows += _by_judge(judge_name, seen, asked, names)
     if weights is not None:
-        rows += _by_inception(weights, drawn, real, floor, device or model_device(model), progress)
+        where = device or next((model_device(one) for one in (model, judge) if one is not None), None)
+        rows += _by_inception(weights, drawn, real, floor, where, progress)
     if pool is not None:
         found = nearest(drawn.flat, pool.flat)
         of = {SAMPLES: found[0], TEST: nearest(real.flat, pool.flat)[0]}
@@ -110,7 +114,7 @@ def evaluate_generation(
         shown(first(asked, len(drawn)), drawn, pool, found, known),
         closest(drawn, pool, found, known),
         densities,
-        checked_chains(chains),
+        shown_chains,
     )
 
 
@@ -186,4 +190,5 @@ def _about(
     about |= {"judge": judge}
     if weights is not None:
         about["inception"] = {"file": weights.name, "sha256": weights.sha256, "published": weights.published}
+        about["inception"]["torch-fidelity"] = version("torch-fidelity")
     return about

@@ -44,7 +44,7 @@ def label_rows(of: str, judged: Predictions, labels: np.ndarray | None, classes:
         classes: names, one for each logit of the judge.
     """
     calls = judged.logits.argmax(axis=1)
-    about = {"group": "labels", "of": of}
+    about: Row = {"group": "labels", "of": of}
     if labels is None:
         return [about | {"class": name} | share("judged_share", calls == c) for c, name in enumerate(classes)]
     right = calls == labels

@@ -102,6 +102,6 @@ def checked_chains(chains: Chains | None) -> tuple[tuple[int, ...], np.ndarray] 
     steps, images = chains
     if not isinstance(images, Tensor) or images.dim() != 5 or len(images) != len(steps) or not images.numel():
         shape = tuple(getattr(images, "shape", ()))
-        raise EbmhybridError(f"chains must be ({len(steps)} steps, images (T, M, C, H, W) with T of them), got {shape}")
+        raise EbmhybridError(f"chains must be (T steps, images (T, M, C, H, W)), got {len(steps)} steps and {shape}")
     check_images(images.flatten(0, 1), "chains")
     return tuple(int(step) for step in steps), images.detach().cpu().float().numpy()

@@ -21,13 +21,13 @@ NAMES = {SAMPLES: "samples", TEST: "test images", TRAIN: "training images"}
 PER_ROW, PAIRS = 10, 8  # pictures in a row without classes, pairs in a row
 MOST_CHAINS, MOST_TIMES = 8, 10
 _LEAST = 48  # pixels that an image is enlarged to at least, each pixel to a square, so that no viewer blurs it
-_GAP, _GREY = 4, 0.72  # neither the black nor the white that strokes end in
+_GAP, _BETWEEN = 4, (0.6, 0.76, 0.9)  # a colour that no grey image ends in
 _LOOKS = {SAMPLES: (ORANGE, "-"), TEST: (BLUE, "--"), TRAIN: (GREEN, "-.")}
 _BINS = 40
 
 
 def mosaic(rows: Sequence[np.ndarray]) -> np.ndarray:
-    """Rows of images (K, C, H, W) in [0, 1] as one RGB picture on grey, pixels enlarged to squares; rows may differ.
+    """Rows of images (K, C, H, W) in [0, 1] as one RGB picture on pale blue, each pixel a square; rows may differ.
 
     Grey images, and those of other than 3 channels by their mean, become RGB.
 
@@ -37,7 +37,7 @@ def mosaic(rows: Sequence[np.ndarray]) -> np.ndarray:
     height, width = rows[0].shape[2:]
     scale = max(1, -(-_LEAST // max(height, width)))
     tall, wide = height * scale + _GAP, width * scale + _GAP
-    picture = np.full((len(rows) * tall - _GAP, max(map(len, rows)) * wide - _GAP, 3), _GREY)
+    picture = np.full((len(rows) * tall - _GAP, max(map(len, rows)) * wide - _GAP, 3), _BETWEEN)
     for i, row in enumerate(rows):
         for k, image in enumerate(row):
             coloured = image if len(image) == 3 else np.repeat(image.mean(axis=0, keepdims=True), 3, axis=0)
@@ -66,7 +66,7 @@ def draw_images(
 
 def rows_of(shown: Shown) -> tuple[list[np.ndarray], list[str]]:
     """The samples in rows, a class each with its name, or `PER_ROW` in each without classes."""
-    if not shown.rows or "class" not in shown.rows[0]:
+    if "class" not in shown.rows[0]:
         places = range(0, len(shown.images), PER_ROW)
         return [shown.images[i : i + PER_ROW] for i in places], []
     asked = np.array([row["class"] for row in shown.rows])

@@ -192,7 +192,7 @@ def _warnings(generation: GenerationResult) -> Iterable[str]:
 
 
 def _drawings(generation: GenerationResult) -> Iterable[Drawing]:
-    asked = "class" in (generation.grid.rows[0] if generation.grid.rows else {})
+    asked = "class" in generation.grid.rows[0]
     caption = "The first samples of each class, not chosen." if asked else "The first samples, not chosen."
     yield _pictures("samples", caption, generation.grid, "samples_figure")
     if generation.closest is not None:
@@ -281,7 +281,8 @@ def _card(generation: GenerationResult) -> Card | None:
     for row in generation.of("labels"):
         if row["class"] is None:
             shown = f"95 % interval {100 * row['label_agreement_low']:.2f} to {100 * row['label_agreement_high']:.2f}"
-            return Card("Samples as asked", percent(row["label_agreement"]), f"{shown}, n = {count(row['n'])}")
+            note = f"{shown}, n = {count(row['n'])}; judged by {_judge(generation)}"
+            return Card("Samples as asked", percent(row["label_agreement"]), note)
     for row in generation.of("distances"):
         for key, column in _SCORES.items():
             if key in row:

@@ -12,6 +12,7 @@ from .reference_rows import ReferenceTable, reference_tables
 from .report_attacks import detector_section, refined_section, robustness_section, sanity_section
 from .report_confidence import calibration_section, selective_section
 from .report_corruptions import corruptions_section
+from .report_generation import generation_section
 from .report_ood import ood_section
 from .sections import Card, Column, Line, Section, Table, bounded
 
@@ -28,6 +29,7 @@ _BUILDERS: dict[str, Callable[[Any, SuiteResult], Section]] = {
     "sanity": sanity_section,
     "refined": refined_section,
     "detector_robustness": detector_section,
+    "generation": generation_section,
 }
 _NO_PUBLISHED = "No published figures are printed here: those at hand are for CIFAR-10 and CIFAR-100, and "
 

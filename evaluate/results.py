@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .calibration import CalibrationResult
     from .corruptions import CorruptionResult
     from .detector_robustness import DetectorRobustnessResult
+    from .generation_result import GenerationResult
     from .ood import OODResult
     from .predictions import Predictions
     from .refine_attacks import RefinedResult
@@ -36,6 +37,7 @@ PARTS = (
     "sanity",
     "detector_robustness",
     "refined",
+    "generation",
 )
 _PACKAGES = ("ebmhybrid", "torch", "numpy", "scipy", "scikit-learn", "torchattacks", "pyautoattack", "netcal")
 
@@ -65,6 +67,7 @@ class SuiteResult:
     sanity: SanityResult | None = None
     detector_robustness: DetectorRobustnessResult | None = None
     refined: RefinedResult | None = None
+    generation: GenerationResult | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Everything but raw scores, as `results.json` holds it."""

@@ -39,6 +39,12 @@ def _corruption(row: Row) -> str:
     return str(row.get("corruption")) + ("" if severity is None else f" severity={severity}")
 
 
+def _generation(row: Row) -> str:
+    """What a figure of samples is about: a class, whose features, or its group alone."""
+    which = row.get("class") or row.get("features")
+    return f"{row['group']} {which}" if which else str(row["group"])
+
+
 SHAPES: dict[str, _Shape] = {
     "accuracy": _Shape(lambda row: "model", ("accuracy", "nll", "brier")),
     "calibration": _Shape(
@@ -71,6 +77,16 @@ SHAPES: dict[str, _Shape] = {
         "n_id",
     ),
     "sanity": _Shape(lambda row: str(row["check"]), ("passed", "value")),
+    "generation": _Shape(
+        _generation,
+        (
+            *("label_agreement", "judged_share", "frechet_distance", "kernel_distance", "label_score"),
+            *("fid", "kid", "inception_score", "nearest_mean", "nearest_median", "share_nearer", "copies"),
+            *("other_mean", "near_duplicates", "auroc", "log_density_mean"),
+            *("log_density_5", "log_density_50", "log_density_95"),
+        ),
+        "of",
+    ),
 }
 
 

@@ -66,7 +66,7 @@ def psgld(
 
     Their step eps moves by eps / 2 G g + N(0, eps G): step = eps / 2 and std = sqrt(eps) here.
     """
-    here, squares = list(x), [v**2 for v in [bounded(v, -clip, clip) for v in slope(density, x)]]
+    here, squares = list(x), [bounded(v, -clip, clip) ** 2 for v in slope(density, x)]
     for z in noises:
         g = [bounded(v, -clip, clip) for v in slope(density, here)]
         for i in range(len(here)):
@@ -128,9 +128,10 @@ def chain_law(
     grid = [-edge + width * i for i in range(cells)]
     kernel = []
     for x in grid:
-        row = [math.exp(-(((y - x - step * slope_at(x)) / std) ** 2) / 2) for y in grid]
-        kernel.append([value / sum(row) for value in row])
-    table = np.array(kernel)
+        target = x + step * slope_at(x)
+        row = np.array([math.exp(-(((y - target) / std) ** 2) / 2) for y in grid])
+        kernel.append(row / row.sum())
+    table = np.stack(kernel)
     law = np.zeros(cells)
     law[min(range(cells), key=lambda i: abs(grid[i] - start))] = 1.0
     for _ in range(steps):

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from benchmarks import __main__ as everything
-from benchmarks import evaluate, harness, kernel, loss, profile_step, startup, train_step
+from benchmarks import evaluate, harness, kernel, loss, profile_step, sgld, startup, train_step
 from ebmhybrid import HDGELoss
 from ebmhybrid.data import ImageSet
+from ebmhybrid.sampling import ReplayBuffer, UniformStart
 
 CPU = torch.device("cpu")
 RIVALS = {
@@ -21,6 +22,7 @@ RIVALS = {
     loss: {loss.OURS, "O(K C) sum", "literal N x C x K", "K = 64", "K = 512"},
     kernel: {kernel.OURS, "composite", "operator", "eager", "HDGELoss", "linear_energy", "F.linear, logsumexp, gather"},
     train_step: {train_step.OURS, train_step.RELEASED, "released procedure, ring loss", *train_step.LADDER},
+    sgld: {sgld.OURS, sgld.RELEASED, *sgld.LADDER},
     evaluate: {evaluate.OURS, evaluate.RIVAL},
 }
 
@@ -136,6 +138,23 @@ def test_the_released_step_and_ours_have_the_same_loss_from_the_same_start() -> 
     torch.testing.assert_close(first, second)
     torch.testing.assert_close(second, third)
     assert all((step() != first).all() for step in steps)
+
+
+def test_the_released_sampling_and_ours_walk_the_same_way_from_the_same_start(monkeypatch) -> None:
+    """What the sampling benchmark compares differs in speed alone: [-1, 1] or [0, 1], one buffer or the other."""
+    for name, value in (("STEP", 10.0), ("NOISE", 0.0), ("REINIT", 0.0)):
+        monkeypatch.setattr(sgld, name, value)
+    start = torch.rand(3, 8, 8)
+    images = (2 * start - 1).repeat(20, 1, 1, 1)
+    theirs = (sgld.released_phase(sgld.network("10-1", CPU, 0.0, 1.0), images, 4, 3)() + 1) / 2
+    assert (theirs - start).abs().max() > 0.05
+    assert 1 <= (images != 2 * start - 1).flatten(1).any(1).sum() <= 4
+    for settings, tolerance in [((), 2e-2), *((settings, 1e-5) for settings in list(sgld.LADDER.values())[1:])]:
+        buffer = ReplayBuffer(20, UniformStart((3, 8, 8)), num_classes=10, pooled=True)
+        buffer.images.copy_(start.expand(20, 3, 8, 8))
+        ours = sgld.our_phase(sgld.network("10-1", CPU), buffer, 4, 3, *settings)()
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance)
+        assert 1 <= (buffer.images != start).flatten(1).any(1).sum() <= 4
 
 
 def test_the_profile_of_a_step_names_phases_operators_and_waits(capsys) -> None:

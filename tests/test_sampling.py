@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import naive_sampling as naive
@@ -85,7 +86,7 @@ def test_every_step_is_that_of_the_literal_loop(options: dict[str, Any]) -> None
     for row in range(3):
         noises = [draw[row].tolist() for draw in draws]
         expected = naive.sgld(literal_density(net), x0[row].tolist(), noises, 0.7, 0.3, **options)
-        for (k, x), there in zip(path, expected, strict=True):
+        for (_, x), there in zip(path, expected, strict=True):
             close(x[row], there)
         assert [k for k, _ in path] == [1, 2, 3, 4]
         assert torch.equal(last, path[-1][1])
@@ -112,7 +113,7 @@ def test_without_noise_it_is_gradient_ascent_with_a_known_path() -> None:
     values: list[Tensor] = [quadratic(x0)]
     last = sgld(quadratic, x0, 6, 0.2, 0.0, on_step=lambda k, x: values.append(quadratic(x)))
     close(last, centre + (1 - 0.2 * precision) ** 6 * (x0 - centre), 1e-12)
-    assert all((after > before).all() for before, after in zip(values, values[1:], strict=False))
+    assert all((after > before).all() for before, after in pairwise(values))
 
 
 def test_annealed_steps_shrink_to_their_last_size() -> None:
@@ -224,15 +225,15 @@ def test_preconditioned_steps_are_those_of_the_literal_loop(decay: float, clip: 
 
 def test_preconditioning_keeps_the_covariance_and_mixes_evenly() -> None:
     """V tends to E g^2 = lambda, so that an element moves as a chain of step a / sqrt(lambda) would."""
-    precision, step, count = torch.tensor([1.0, 400.0]).double(), 0.005, 6000
+    precisions, step, count = (1.0, 16.0), 0.05, 8000
 
     def quadratic(x: Tensor) -> Tensor:
-        return -(precision * x.square()).sum(1) / 2
+        return -(torch.tensor(precisions) * x.square()).sum(1) / 2
 
-    x0 = torch.randn(count, 2, generator=seeded(4), dtype=torch.float64) / precision.sqrt()
-    settings: dict[str, Any] = {"step_size": step, "noise_std": math.sqrt(2 * step), "precondition": 0.999}
-    x = sgld(quadratic, x0, 1000, generator=seeded(), **settings)
-    expected = [naive.chain_variance(p, step / p**0.5, math.sqrt(2 * step / p**0.5)) for p in (1.0, 400.0)]
+    x0 = torch.randn(count, 2, generator=seeded(4), dtype=torch.float64) / torch.tensor(precisions).sqrt()
+    std = math.sqrt(2 * step)
+    x = sgld(quadratic, x0, 1000, step, std, generator=seeded(), precondition=0.999)
+    expected = [naive.chain_variance(p, step / p**0.5, std / p**0.25) for p in precisions]
     check_moments(x, torch.zeros(2).double(), torch.diag(torch.tensor(expected).double()))
 
 
@@ -388,9 +389,8 @@ def test_a_step_can_be_differentiated_and_needs_second_derivatives() -> None:
     assert torch.equal(torch.autograd.grad(far.sum(), x)[0], torch.zeros(3, 3).double())
 
 
-@pytest.mark.parametrize("norm", ["none", "batch"])
-def test_a_step_compiles_whole(norm: str) -> None:
-    model, x = wide_resnet(norm), torch.rand(3, 1, 8, 8)
+def test_a_step_compiles_whole() -> None:
+    model, x = wide_resnet(), torch.rand(3, 1, 8, 8)
     noise = 0.005 * torch.randn(3, 1, 8, 8)
 
     def step(x: Tensor, noise: Tensor) -> Tensor:
@@ -398,7 +398,9 @@ def test_a_step_compiles_whole(norm: str) -> None:
 
     torch._dynamo.reset()
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
-    close(compiled(x, noise), step(x, noise), 1e-6)
+    expected = step(x, noise)
+    close(compiled(x, noise), expected, 1e-6)
+    assert (expected - (x + noise).clamp(0, 1)).abs().max() > 1e-4  # the slope plays a part
     torch._dynamo.reset()
 
 

@@ -12,7 +12,7 @@ import ebmhybrid as eh
 from ebmhybrid.cli import main
 from ebmhybrid.errors import CheckpointError, EbmhybridError, RecipeError, TrainingError
 from ebmhybrid.losses.jem import jem_log_density
-from ebmhybrid.sampling import langevin_step
+from ebmhybrid.sampling import langevin_step, proximal_sgld
 from ebmhybrid.schema import Guard
 from ebmhybrid.training import engine, guard, step
 from ebmhybrid.training.checkpoint import load_state
@@ -60,6 +60,26 @@ def test_chains_are_langevin_steps_from_the_buffer_by_the_recipes_settings(split
     assert torch.equal(sampler.buffer.images[slots[-1]], found[-1])
     assert not found.requires_grad
     assert all(weight.grad is None for weight in parts.model.parameters())
+
+
+def test_inner_steps_are_proximal_ones_through_the_nets_first_layer(splits) -> None:
+    parts = parts_of(splits, jem="inner_steps: 2, inner_step_size: 0.3, clip: 0.5")
+    labels, term = torch.arange(14) % 7, parts.sampler.term
+    start, _ = parts.sampler.buffer.draw(labels, twin := torch.Generator().manual_seed(5))
+    wanted = proximal_sgld(
+        parts.model.stem,
+        lambda u: jem_log_density(parts.model.after_stem(u)),
+        start,
+        term.steps,
+        term.step_size / 2,
+        term.noise_std,
+        inner_steps=2,
+        inner_step_size=0.15,
+        clip=0.5,
+        generator=twin,
+    )
+    found = parts.sampler(parts.model, parts.model, labels, torch.Generator().manual_seed(5), scale=0.5)
+    torch.testing.assert_close(found, wanted)
 
 
 def test_class_chains_stay_in_their_classes_and_pooled_ones_go_anywhere(splits) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -42,6 +43,19 @@ OBJECTIVES = {
         "reference={families: [smooth, patches, inversions]}",
     ],
     "z_loss": ["objective={ce: {label_smoothing: 0.1}, z_loss: {}}"],
+    "jem": ["objective={ce: {}, jem: {steps: 2, buffer_size: 70, chains: class}}"],
+    "jem++": [
+        "objective={ce: {}, jem: {steps: 2, buffer_size: 70, inner_steps: 2, clip: 1.0, start: gaussian}}",
+    ],
+    "sada-jem": [
+        "objective={ce: {}, jem: {steps: 2, buffer_size: 70, augment: false, clip: 2.0, start: gaussian}}",
+        "optimizer={sam_rho: 2.0, sam_adaptive: true}",
+    ],
+    "conditional": ["objective={ce: {}, jem: {steps: 2, buffer_size: 70, target: conditional, l2: 0.1}}"],
+    "logit_norm": ["objective={logit_norm: {}}"],
+    "supcon": ["objective={supcon: {head_epochs: 0}}", "training.max_steps=null"],
+    "head": ["objective={supcon: {head_epochs: 1}}", "training.max_steps=null", "training.epochs=2"],
+    "energy_margin": ["objective={ce: {}, energy_margin: {}}", "reference={families: [smooth]}"],
 }
 
 
@@ -61,7 +75,9 @@ def test_a_step_reads_no_value_back(splits, overrides: list[str], monkeypatch) -
     monkeypatch.setattr(setup.torch, "Generator", NoGenerator)
     monkeypatch.setattr(setup, "_metadata", lambda *parts: {})  # reads the normalisation, once and before training
     parts = build_parts(recipe, splits, torch.device("meta"))
-    parts.device = torch.device("cpu")  # autocast and the scaler know no meta device
+    parts.device = torch.device("cpu")  # the scaler knows no meta device, and autocast neither
+    monkeypatch.setattr(torch, "autocast", lambda *args, **options: nullcontext())
+    parts.progress.epoch = recipe.training.epochs - 1  # where supcon may train the head alone
     images, labels = torch.rand(32, 1, 8, 8, device="meta"), torch.zeros(32, dtype=torch.int64, device="meta")
     loss, terms, correct = engine.train_step(parts, parts.model, images, labels)
     assert {value.device.type for value in (loss, correct, *terms.values())} == {"meta"}

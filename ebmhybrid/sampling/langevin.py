@@ -122,7 +122,8 @@ def sgld(
         x_{k+1} = clamp( x_k + a G g_k + s sqrt(G) z_k )
 
     so that steep and flat directions move alike; a is then a length, as in RMSprop, and not a length squared. Their
-    drift term Gamma, the sum of dG/dx, is of order 1 - b and left out: b near 1 keeps the limit right.
+    V_0 = 0 makes the first steps 1 / sqrt(1 - b) times as long. Their drift term Gamma, the sum of dG/dx, is left out:
+    the limit is right where 1 / (1 - b) steps are many times what a chain takes to forget where it was.
 
     Arguments:
         log_density: x (N, ...) -> (N,), such as `lambda x: log_density(model(x))`; a row depends on no other.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ebmhybrid.data import ImageSet
 from ebmhybrid.losses.jem import jem_log_density
-from ebmhybrid.sampling import GaussianStart, ReplayBuffer, UniformStart, sgld
+from ebmhybrid.sampling import GaussianStart, ReplayBuffer, UniformStart, proximal_sgld, sgld
 from ebmhybrid.schema import JEMTerm
 
 
@@ -20,11 +20,14 @@ class Sampler(nn.Module):
     Arguments:
         term: the recipe's.
         buffer: pooled for chains without class.
+        layout: the memory format of the model's weights, in which convolutions are fast.
     """
 
-    def __init__(self, term: JEMTerm, buffer: ReplayBuffer) -> None:
+    def __init__(
+        self, term: JEMTerm, buffer: ReplayBuffer, layout: torch.memory_format = torch.contiguous_format
+    ) -> None:
         super().__init__()
-        self.term, self.buffer = term, buffer
+        self.term, self.buffer, self.layout = term, buffer, layout
 
     def labels_for(self, labels: Tensor, generator: torch.Generator | None) -> Tensor:
         """The classes of a step's chains: the batch's own for log p(x|y), else drawn uniformly, one a chain."""
@@ -51,6 +54,7 @@ class Sampler(nn.Module):
         was_training = model.training
         model.eval()
         try:
+            start = start.contiguous(memory_format=self.layout)
             samples = self._walk(model, forward, start, labels if term.by_class else None, generator, scale)
         finally:
             model.train(was_training)
@@ -67,7 +71,6 @@ class Sampler(nn.Module):
         scale: float,
     ) -> Tensor:
         term = self.term
-        start = start.contiguous(memory_format=torch.channels_last)
         settings: dict[str, Any] = {
             "steps": term.steps,
             "step_size": scale * term.step_size,
@@ -78,15 +81,19 @@ class Sampler(nn.Module):
         }
         if not term.inner_steps:
             return sgld(lambda images: jem_log_density(forward(images), classes), start, **settings)
-        from ebmhybrid.sampling.proximal import proximal_sgld
-
         settings |= {"inner_steps": term.inner_steps, "inner_step_size": scale * term.inner_step_size}
         stem: Callable[[Tensor], Tensor] = model.stem  # type: ignore[assignment]
         after: Callable[[Tensor], Tensor] = model.after_stem  # type: ignore[assignment]
         return proximal_sgld(stem, lambda u: jem_log_density(after(u), classes), start, **settings)
 
 
-def build_sampler(term: JEMTerm, train: ImageSet, device: torch.device, generator: torch.Generator) -> Sampler:
+def build_sampler(
+    term: JEMTerm,
+    train: ImageSet,
+    device: torch.device,
+    generator: torch.Generator,
+    layout: torch.memory_format = torch.contiguous_format,
+) -> Sampler:
     """The sampler of a recipe, its buffer filled with fresh starts.
 
     Raises:
@@ -104,4 +111,4 @@ def build_sampler(term: JEMTerm, train: ImageSet, device: torch.device, generato
         reinit=term.reinit,
         generator=generator,
     )
-    return Sampler(term, buffer)
+    return Sampler(term, buffer, layout)

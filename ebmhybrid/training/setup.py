@@ -201,7 +201,7 @@ def build_parts(recipe: Recipe, splits: Splits, device: torch.device, outliers: 
         metadata=_metadata(recipe, splits, architecture, model),
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
-        sampler=build_sampler(jem, splits.train, device, generator) if jem is not None else None,
+        sampler=build_sampler(jem, splits.train, device, generator, layout) if jem is not None else None,
         outliers=None if outliers is None else outliers.to(device),
     )
 

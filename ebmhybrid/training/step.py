@@ -122,7 +122,8 @@ def _through_features(parts: Parts, batch: Batch) -> tuple[Tensor, Tensor | None
     n, model = len(batch.labels), parts.model
     if parts.head_only:
         with torch.no_grad():
-            return model.head(model.features(batch.images)), None  # type: ignore[operator]
+            features = model.features(batch.images)  # type: ignore[operator]
+        return model.head(features), None  # type: ignore[operator]
     features = model.features(torch.cat([batch.images, batch.view]))  # type: ignore[operator]
     logits: Tensor = model.head(features[:n].detach())  # type: ignore[operator]
     return logits, torch.stack([features[:n], features[n:]], dim=1)
