@@ -1,6 +1,6 @@
 """The sampling phase of a JEM training step, ours against the released procedure, and where the factor comes from.
 
-    python -m benchmarks.sgld                  # WRN-16-4 and WRN-28-10
+    python -m benchmarks.sgld                  # WRN-16-4 and WRN-28-10, some four minutes on two cores
     python -m benchmarks.sgld --nets 16-4      # the small net alone, part by part from ours to the released procedure
 
 A phase draws a batch of chains from the replay buffer, moves them by K steps of SGLD on log p(x) and puts them back.

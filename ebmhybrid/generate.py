@@ -14,8 +14,9 @@ from ebmhybrid.data import ImageSet, Splits
 from ebmhybrid.evaluate.generation import evaluate_generation
 from ebmhybrid.judge import Judge, given_judge, own_judge
 from ebmhybrid.sample_files import SampleResult
+from ebmhybrid.sample_settings import Settings
 from ebmhybrid.sample_starts import start_chains
-from ebmhybrid.samples import Progress, Settings, draw
+from ebmhybrid.samples import Progress, draw
 from ebmhybrid.schema import Recipe
 
 UNTRAINED = (
@@ -56,7 +57,7 @@ def judge_of(
 def generate(
     subject: Subject,
     settings: Settings,
-    judge: Judge | None,
+    find_judge: Callable[[], Judge | None],
     load: Callable[[str], ImageSet],
     *,
     inception: str | Path | None = None,
@@ -64,10 +65,11 @@ def generate(
     context: dict[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> SampleResult:
-    """Draw samples and measure them against the run's test and training images.
+    """Draw samples and measure them against the run's test and training images, of the classes asked for.
 
     Arguments:
-        judge: of `judge_of`; None leaves out the figures that need one.
+        find_judge: gives the judge once the start is known to be there, for it may have to be trained; None leaves
+            out the figures that need one.
         load: a set by name in the model's shape, for chains that start from a file.
         inception: a file of the Inception network's weights, for FID, KID and Inception score.
         limit: at most so many test and training images.
@@ -79,7 +81,7 @@ def generate(
     recipe, splits, device = subject.recipe, subject.splits, subject.device
     generator = torch.Generator().manual_seed(settings.seed)
     start = start_chains(settings, recipe, splits.train, subject.weights, load, generator)
-    batch_size = recipe.evaluation.batch_size
+    judge, batch_size = find_judge(), recipe.evaluation.batch_size
     drawn = draw(
         subject.model,
         settings,
@@ -90,7 +92,7 @@ def generate(
         device=device,
         progress=progress,
     )
-    reference, train = (part if limit is None else part.take(limit) for part in (splits.test, splits.train))
+    reference, train = (_compared(part, settings, limit) for part in (splits.test, splits.train))
     figures = evaluate_generation(
         drawn.images,
         drawn.labels,
@@ -114,6 +116,16 @@ def generate(
         {**(context or {}), "judge": None if judge is None else judge.name},
         (*notes, *start.notes),
     )
+
+
+def _compared(images: ImageSet, settings: Settings, limit: int | None) -> ImageSet:
+    """The real images that samples are compared with: of the classes asked for, lest two classes lack the others."""
+    asked = settings.classes
+    if asked is not None and len(asked) < images.num_classes:
+        places = torch.isin(images.labels, torch.tensor(asked)).nonzero().squeeze(1)
+        names = ", ".join(images.classes[label] for label in asked)
+        images = images.select(places).noted(f"of the classes asked for alone: {names}")
+    return images if limit is None else images.take(limit)
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +23,9 @@ from ebmhybrid.generate import Subject, generate, judge_of
 from ebmhybrid.measures import choose, measure
 from ebmhybrid.recipe import parse_recipe
 from ebmhybrid.sample_files import SampleResult
+from ebmhybrid.sample_settings import Settings
+from ebmhybrid.sample_settings import choose as choose_samples
 from ebmhybrid.sample_starts import has_buffer
-from ebmhybrid.samples import Settings
-from ebmhybrid.samples import choose as choose_samples
 from ebmhybrid.training.checkpoint import find_weights, load_model, weights_digest
 from ebmhybrid.training.engine import pick_device
 from ebmhybrid.training.records import fresh_folder
@@ -78,10 +79,7 @@ def evaluate_run(
     source = Source(data_dir, download, opened.shape, recipe.evaluation.batch_size)
 
     def samples() -> SampleResult:
-        subject = Subject(opened.model, opened.weights, recipe, splits, opened.device)
-        where: dict[str, Any] = {"data_dir": data_dir, "download": download, "progress": _shown(progress)}
-        judge = judge_of(subject, None, home_of(run) / "judge", **where)
-        return generate(subject, settings, judge, source.load, limit=measures.limit, progress=progress)
+        return _sampled(opened, home_of(run), splits, settings, source, progress, limit=measures.limit)
 
     return measure(
         opened.model,
@@ -119,22 +117,36 @@ def sample_run(
         judge: a run of the same classes and shape, in whose features and by whose labels samples are measured; "none"
             leaves these figures out, and None is a small classifier trained once and kept under RUN/judge.
         inception: a file of the Inception network's weights, for FID, KID and Inception score.
-        asked: what to draw, the arguments of :func:`ebmhybrid.samples.choose`: num, classes, start, steps ...
+        asked: what to draw, the arguments of :func:`ebmhybrid.sample_settings.choose`: num, classes, start, steps ...
 
     Raises:
         EbmhybridError: a run, a set, a name or a value that cannot be used.
     """
     opened = _open(run, device)
-    recipe = opened.recipe
     settings = opened.settings(**asked)
     if inception is not None:
         InceptionWeights.read(inception).network()  # a file that does not fit is said now, not after sampling
-    splits = _splits(recipe, opened.weights, data_dir, download)
-    subject = Subject(opened.model, opened.weights, recipe, splits, opened.device)
-    where: dict[str, Any] = {"data_dir": data_dir, "download": download, "progress": _shown(progress)}
-    judged = judge_of(subject, judge, home_of(run) / "judge", **where)
-    load = Source(data_dir, download, opened.shape).load
-    return generate(subject, settings, judged, load, inception=inception, context=opened.context(), progress=progress)
+    splits = _splits(opened.recipe, opened.weights, data_dir, download)
+    source = Source(data_dir, download, opened.shape)
+    return _sampled(opened, home_of(run), splits, settings, source, progress, judge=judge, inception=inception)
+
+
+def _sampled(
+    opened: _Opened,
+    home: Path,
+    splits: Splits,
+    settings: Settings,
+    source: Source,
+    progress: suite.Progress | None,
+    judge: str | Path | None = None,
+    **measured: Any,
+) -> SampleResult:
+    subject = Subject(opened.model, opened.weights, opened.recipe, splits, opened.device)
+    # On a terminal training a judge shows how far it is, where the caller shows a bar of its own.
+    shown = progress is not None and sys.stderr is not None and sys.stderr.isatty()
+    where = {"data_dir": source.data_dir, "download": source.download, "progress": shown}
+    find_judge = partial(judge_of, subject, judge, home / "judge", **where)  # type: ignore[arg-type]
+    return generate(subject, settings, find_judge, source.load, context=opened.context(), progress=progress, **measured)
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,11 +186,6 @@ def _open(run: str | Path, device: str) -> _Opened:
     channels, size, _ = metadata["image_shape"]
     recipe = parse_recipe(config, str(weights))
     return _Opened(model, where, weights, weights_digest(model), recipe, config, classes, (channels, size, size))
-
-
-def _shown(progress: suite.Progress | None) -> bool:
-    """Whether training a judge may show how far it is: on a terminal, where the caller shows a bar of its own."""
-    return progress is not None and sys.stderr is not None and sys.stderr.isatty()
 
 
 def home_of(path: str | Path) -> Path:

@@ -14,7 +14,8 @@ from torch import Tensor
 from ebmhybrid.errors import EbmhybridError
 from ebmhybrid.evaluate.files import check_replaceable, dumps, replaced
 from ebmhybrid.evaluate.results import package_versions
-from ebmhybrid.samples import Drawn, Settings
+from ebmhybrid.sample_settings import Settings
+from ebmhybrid.samples import Drawn
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -66,6 +67,19 @@ class SampleResult:
             "generation": self.figures.as_dict(),
         }
 
+    def lead(self) -> str:
+        """How the samples came about, in sentences."""
+        how, n = self.settings, len(self.drawn.images)
+        climbed = "log p(x)" if self.drawn.labels is None else "log p(x, y) of a class each"
+        begun = {"buffer": "the replay buffer", "uniform": "uniform noise", "gaussian": "a Gaussian a class"}
+        drawn = (
+            f"{n} samples: {how.steps} Langevin steps on {climbed}, step {how.step_size:g} and noise "
+            f"{how.noise_std:g}, from {begun.get(how.start, how.start)}, seed {how.seed}."
+        )
+        _, real, *_ = self.figures.about["sets"]
+        measured = f"Measured against {real['name']}, {real['n']} images."
+        return " ".join([drawn, measured, *(f"{note[0].upper()}{note[1:]}." for note in self.notes)])
+
     def _counts(self) -> list[int]:
         counts: list[int] = torch.bincount(self.labels, minlength=len(self.classes)).tolist()
         return counts
@@ -85,7 +99,7 @@ class SampleResult:
             grid(self.drawn.images, self.drawn.labels, self.classes).save(fresh / "samples.png")
             film(self.drawn, self.classes).save(fresh / "chains.png")
             (fresh / "results.json").write_text(dumps(self.as_dict()), encoding="utf-8")
-            page = report_of_generation(self.figures, str(self.context["model"]))
+            page = report_of_generation(self.figures, str(self.context["model"]), self.lead())
             (fresh / "report.html").write_text(page, encoding="utf-8")
         return folder
 

@@ -151,6 +151,16 @@ PARTS = (
         "attack",
     ),
     Part(
+        "detector_robustness",
+        "Attacks on the detector",
+        (Metric("auroc", "AUROC", higher=True),),
+        lambda row: f"{row['score']}, {row['norm']} {in_255(row['eps'])}, attacked: {row['attacked']}",
+        "detector, radius and attacked side",
+        "ood_set",
+        "OOD set",
+        split=True,
+    ),
+    Part(
         "generation",
         "Samples",
         (
@@ -166,15 +176,5 @@ PARTS = (
         "of",
         "images",
         keep=lambda row: row["of"] == "samples",
-    ),
-    Part(
-        "detector_robustness",
-        "Attacks on the detector",
-        (Metric("auroc", "AUROC", higher=True),),
-        lambda row: f"{row['score']}, {row['norm']} {in_255(row['eps'])}, attacked: {row['attacked']}",
-        "detector, radius and attacked side",
-        "ood_set",
-        "OOD set",
-        split=True,
     ),
 )

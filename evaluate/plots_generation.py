@@ -40,6 +40,8 @@ def mosaic(rows: Sequence[np.ndarray]) -> np.ndarray:
     picture = np.full((len(rows) * tall - _GAP, max(map(len, rows)) * wide - _GAP, 3), _BETWEEN)
     for i, row in enumerate(rows):
         for k, image in enumerate(row):
+            # a resized image may leave [0, 1] by a rounding error
+            image = image.clip(0, 1)
             coloured = image if len(image) == 3 else np.repeat(image.mean(axis=0, keepdims=True), 3, axis=0)
             large = coloured.transpose(1, 2, 0).repeat(scale, axis=0).repeat(scale, axis=1)
             picture[i * tall : i * tall + height * scale, k * wide : k * wide + width * scale] = large
@@ -152,7 +154,7 @@ def density_figure(densities: Mapping[str, np.ndarray]) -> Figure:
 
 def _of_images(rows: int, columns: int) -> tuple[Figure, Axes]:
     """A figure of the usual width, as high as its rows of images are."""
-    tile = PANEL[0] / (max(columns, 4) + 1)
+    tile = PANEL[0] / (max(columns, PAIRS) + 1)
     figure = Figure(figsize=(PANEL[0], rows * tile + 0.5), layout="constrained")
     return figure, figure.subplots()
 

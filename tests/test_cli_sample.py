@@ -20,7 +20,7 @@ import ebmhybrid as eh
 from ebmhybrid import generate as generating
 from ebmhybrid import judge, sample_files
 from ebmhybrid.cli import main
-from ebmhybrid.data import load_set
+from ebmhybrid.data import load_set, load_splits
 from ebmhybrid.errors import UsageError
 from ebmhybrid.eval_sets import Source
 from ebmhybrid.evaluate import suite
@@ -105,6 +105,7 @@ def test_samples_of_the_newest_run(run, tmp_path, monkeypatch) -> None:
     groups = {row["group"] for row in found["generation"]["rows"]}
     assert {"labels", "distances", "neighbours", "diversity", "log_density"} <= groups
     page = (out / "report.html").read_text()
+    assert "15 samples: 4 Langevin steps on log p(x, y) of a class each, step 0.25 and noise 0.005, from the" in page
     assert "<svg" in page
     assert found["context"]["judge"] in page
     for name in ("samples.png", "chains.png"):
@@ -161,6 +162,10 @@ def test_every_option_is_heard_and_json_is_all_of_stdout(run, tmp_path) -> None:
     asked = {"num": 6, "classes": [5, 2], "steps": 3, "step_size": 0.1, "noise_std": 0.02, "start": "gaussian"}
     assert printed["settings"] == asked | {"seed": 9, "clip": None, "clamp": True}
     assert printed["context"]["judge"] is None
+    train = load_splits("digits:0-6", test_fraction=0.2).train
+    (near,) = (row for row in printed["generation"]["rows"] if (row["group"], row["of"]) == ("neighbours", "samples"))
+    assert near["n_reference"] == int(((train.labels == 5) | (train.labels == 2)).sum())
+    assert printed["generation"]["about"]["sets"][1]["notes"][-1:] == ["of the classes asked for alone: 5, 2"]
     assert not {"labels", "distances"} & {row["group"] for row in printed["generation"]["rows"]}
 
 
@@ -264,7 +269,11 @@ WRONG = {
     ),
     "buffer that is gone": (1, "holds no replay buffer", lambda r, t: [without_buffer(r, t), "--judge", "none"]),
     "state that is none": (1, "last.state.pt: cannot be read", lambda r, t: [damaged(r, t), "--judge", "none"]),
-    "missing file": (1, "none.npz: there is no file", lambda r, t: [r, "--start", f"npz:{t / 'none.npz'}"]),
+    "missing file": (
+        1,
+        "none.npz: there is no file",
+        lambda r, t: [r.parent / "ce", "--start", f"npz:{t / 'none.npz'}"],
+    ),
     "more than the file has": (2, "num = 7: .*x.npz holds 6", lambda r, t: [r, "--start", npz(t), "--num", "7"]),
     "one image in the file": (1, "at least 2 images, it holds 1", lambda r, t: [r, "--start", npz(t, 1)]),
     "labels of other classes": (1, r"go up to 7, .*0\.\.6", lambda r, t: [r, "--start", npz(t, 8, 8)]),

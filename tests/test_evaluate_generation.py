@@ -265,6 +265,8 @@ def test_inception_is_the_librarys_on_8_bit_rgb(weights: Path) -> None:
     expected, logits = network(pixels)
     np.testing.assert_allclose(features, expected.double().numpy(), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(probabilities, logits.double().softmax(1).numpy(), rtol=1e-4)
+    near, _ = inception_features((pixels[:1, :1] - 0.4).clamp_min(0) / 255, weights)
+    np.testing.assert_array_equal(near, inception_features(pixels[:1, :1] / 255, weights)[0])  # rounded, not cut
 
 
 def test_fid_is_the_name_of_figures_by_the_published_weights_alone(
@@ -655,6 +657,7 @@ def test_a_mosaic_repeats_pixels_and_blurs_nothing() -> None:
     colour = np.random.default_rng(0).random((1, 3, 64, 64))
     np.testing.assert_array_equal(mosaic([colour]), colour[0].transpose(1, 2, 0))
     assert mosaic([np.ones((1, 2, 4, 4))]).shape == (48, 48, 3)
+    assert mosaic([np.array([1 + 1e-7, -1e-7]).reshape(2, 1, 1, 1)]).max() == 1  # matplotlib would warn
 
 
 def test_the_overview_has_a_panel_for_whatever_there_is(setup: Setup, result: GenerationResult) -> None:

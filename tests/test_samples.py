@@ -19,8 +19,9 @@ from ebmhybrid.errors import CheckpointError, DataError, EbmhybridError, UsageEr
 from ebmhybrid.judge import given_judge, judge_recipe, own_judge
 from ebmhybrid.recipe import Recipe
 from ebmhybrid.sample_files import arrays, check_empty, film, grid, tiles
+from ebmhybrid.sample_settings import Settings, choose
 from ebmhybrid.sample_starts import has_buffer, read_buffer, start_chains
-from ebmhybrid.samples import Drawn, Settings, choose, draw, equal_shares
+from ebmhybrid.samples import Drawn, draw, equal_shares
 from ebmhybrid.training import load_model
 from ebmhybrid.training.checkpoint import FORMAT, save_state
 
@@ -135,7 +136,7 @@ def test_shares_are_equal_and_class_after_class(num, classes) -> None:
 
 
 @pytest.mark.parametrize("labels", [None, [0, 0, 1, 1, 2, 2]])
-@pytest.mark.parametrize("changed", [{}, {"clip": 0.3}, {"clamp": False}, {"noise_std": 0.0}])
+@pytest.mark.parametrize("changed", [{}, {"clip": 0.3}, {"clamp": False, "noise_std": 0.5}, {"noise_std": 0.0}])
 @pytest.mark.parametrize("batch_size", [4, 100])
 def test_chains_are_those_written_out(labels, changed, batch_size) -> None:
     means, start = 2 * torch.rand(3, 1, 2, 2).double() - 0.5, torch.rand(6, 1, 2, 2).double()
@@ -197,7 +198,10 @@ def test_moments_rise_to_the_last_step_and_a_chain_a_class_is_watched() -> None:
     labels = torch.tensor([0, 0, 1, 1, 2, 2])
     found = draw(model, settings(steps=23), torch.rand(6, 1, 2, 2), labels, torch.Generator())
     assert found.moments == (0, 1, 2, 5, 10, 20, 23)
-    assert found.watched == (0, 2, 4)
+    assert found.watched == (0, 1, 2, 3, 4, 5)
+    twos = torch.tensor([0] * 20 + [1] * 20 + [2] * 20)
+    found = draw(model, settings(steps=0), torch.rand(60, 1, 2, 2), twos, torch.Generator())
+    assert found.watched == (0, 6, 13, 20, 26, 33, 40, 46, 53)
     assert draw(model, settings(steps=20), torch.rand(6, 1, 2, 2), None, torch.Generator()).moments[-2:] == (10, 20)
     many = draw(model, settings(steps=1), torch.rand(50, 1, 2, 2), None, torch.Generator())
     assert many.watched == (0, 5, 10, 15, 20, 25, 30, 35, 40, 45)
@@ -479,6 +483,16 @@ def test_the_judge_is_trained_once_and_kept(base, quick, tmp_path) -> None:
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["best.safetensors"]
     with pytest.raises(CheckpointError, match="no run there"):
         runs.newest_run(tmp_path)
+
+
+def test_a_judge_that_is_just_being_made_is_not_the_newest_run(base, tmp_path) -> None:
+    for name in ("a", ".judge.0.new"):
+        path = tmp_path / "runs" / name / "checkpoints" / "last.safetensors"
+        path.parent.mkdir(parents=True)
+        path.touch()
+    assert runs.newest_run(tmp_path / "runs") == tmp_path / "runs" / "a"
+    hidden = tmp_path / "runs" / ".judge.0.new"  # a root of that name is the user's choice
+    assert runs.newest_run(hidden) == hidden
 
 
 def test_a_judge_of_other_images_is_not_used(base, quick, tmp_path) -> None:

@@ -362,6 +362,7 @@ def test_no_step_and_no_chain() -> None:
         ({"x0": torch.tensor(1.0)}, r"x0 must be floating point .* got torch.float32 \(\)"),
         ({"log_density": lambda x: x}, r"a log density must be one value a row, \(2,\), got \(2, 3\)"),
         ({"log_density": lambda x: x.sum()}, r"one value a row, \(2,\), got \(\)"),
+        ({"log_density": lambda x: x.sum(1)[:1]}, r"one value a row, \(2,\), got \(1,\)"),
         ({"log_density": lambda x: x.detach().sum(1)}, "can be differentiated by x; this one cannot"),
         ({"log_density": lambda x: torch.ones(2, requires_grad=True)}, "can be differentiated by x; this one cannot"),
     ],
@@ -399,7 +400,9 @@ def test_a_step_compiles_whole() -> None:
     torch._dynamo.reset()
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     expected = step(x, noise)
-    close(compiled(x, noise), expected, 1e-6)
+    found = compiled(x, noise)
+    close(found, expected, 1e-6)
+    assert not found.requires_grad
     assert (expected - (x + noise).clamp(0, 1)).abs().max() > 1e-4  # the slope plays a part
     torch._dynamo.reset()
 
@@ -431,7 +434,7 @@ def listed(layer: nn.Module) -> naive.Map:
 @pytest.mark.parametrize(("step_size", "inner_steps"), [(0.0, 3), (0.2, 1), (0.2, 4), (0.2, 0)])
 def test_proximal_steps_are_those_of_the_literal_loop(noise_std: float, step_size: float, inner_steps: int) -> None:
     first, net, x0 = Curved(), small_net(5), starts()
-    settings = {"inner_steps": inner_steps, "inner_step_size": 0.15, "clip": 0.4}
+    settings = {"inner_steps": inner_steps, "inner_step_size": 0.15, "clip": 0.2}
     found = proximal_sgld(
         first, density_of(net), x0, 3, step_size, noise_std, generator=seeded(6), clamp=(0.0, 1.0), **settings
     )
@@ -447,7 +450,7 @@ def test_proximal_steps_are_those_of_the_literal_loop(noise_std: float, step_siz
             noise_std,
             inner_steps,
             0.15,
-            0.4,
+            0.2,
             (0.0, 1.0),
         )
         close(found[row], expected, 1e-7)
@@ -488,11 +491,11 @@ def test_published_settings_of_images_in_minus_one_to_one_give_the_same_walk_her
         0.02,
         inner_steps=5,
         inner_step_size=0.2,
-        clip=0.3,
+        clip=0.2,
         clamp=(-1, 1),
         generator=seeded(),
     )
-    ours: dict[str, Any] = {"inner_steps": 5, "inner_step_size": 0.05, "clip": 0.6, "generator": seeded()}
+    ours: dict[str, Any] = {"inner_steps": 5, "inner_step_size": 0.05, "clip": 0.4, "generator": seeded()}
     here = proximal_sgld(lambda x: first(2 * x - 1), rest, (theirs + 1) / 2, 3, 0.25, 0.01, **ours)
     close(here, (there + 1) / 2, 1e-12)
     there = sgld(lambda x: rest(first(x)), theirs, 3, 1.0, 0.01, generator=seeded())

@@ -110,7 +110,7 @@ def supcon_loss(projections: Tensor, labels: Tensor, temperature: float = 0.1) -
     _check_views(projections, labels)
     count, views, _ = projections.shape
     z = F.normalize(at_least_float32(projections).reshape(count * views, -1), dim=1)
-    # A product in half precision is off by some .004 in [-1, 1], and T makes that ten times as much.
+    # In bfloat16 a product is off by up to .004, and 1 / T makes that .04.
     with torch.autocast(z.device.type, enabled=False):
         similarity = z @ z.T / temperature
     itself = torch.eye(len(z), dtype=torch.bool, device=z.device)

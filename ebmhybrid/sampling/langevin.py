@@ -61,7 +61,8 @@ def langevin_step(
 def slope_of(log_density: LogDensity, x: Tensor, through: bool = False) -> Tensor:
     """d log p(x) / dx, of the shape of x; differentiable itself with `through`."""
     if torch.compiler.is_compiling():  # tracing needs a function's gradient, and cannot ask what a tensor depends on
-        return torch.func.grad(lambda inputs: log_density(inputs).sum())(x)
+        slope = torch.func.grad(lambda inputs: log_density(inputs).sum())(x)
+        return slope if through else slope.detach()  # else it would depend on the parameters
     with torch.enable_grad():
         inputs = x if x.requires_grad else x.detach().requires_grad_()
         return gradients(log_density(inputs), [inputs], through)[0]
