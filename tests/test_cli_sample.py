@@ -320,6 +320,7 @@ def test_each_wrong_input_gives_one_line_and_leaves_nothing(case: str, run: Path
     assert len(lines) == 1, result.stderr
     assert lines[0].startswith("Error: ")
     assert re.search(message, lines[0]), lines[0]
+    assert result.stdout == ""  # said before the work, not after it
     assert (tree(tmp_path), tree(run.parent)) == (before, before_run)
 
 

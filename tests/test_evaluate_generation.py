@@ -585,6 +585,8 @@ def _once(data: ImageSet) -> Iterator[Any]:
         ({"reference": _once(_set(5, 0))}, "can be read only once"),
         ({"train": _once(_set(5, 0))}, "can be read only once"),
         ({"judge": Judge(2)}, r"'samples': labels must lie in \[0, 2\)"),
+        ({"judge": Judge(2), "labels": None}, r"'real': labels must lie in \[0, 2\)"),
+        ({"judge": None, "labels": torch.arange(20)}, r"'samples': labels must lie in \[0, 3\)"),
         ({"inception": "no/such/file.pth"}, "cannot read the Inception weights"),
         ({"chains": ((0, 1), torch.rand(3, 2, *SHAPE))}, r"got 2 steps and \(3, 2, 1, 4, 4\)"),
         ({"chains": ((0,), torch.rand(1, 2, *SHAPE) + 1)}, "'chains': images must lie in"),

@@ -511,6 +511,10 @@ def test_a_judge_of_other_images_is_not_used(base, quick, tmp_path) -> None:
     other = made.model_copy(update={"data": made.data.model_copy(update={"split_seed": 3})})
     own_judge(folder, other, load_splits("digits:0-6", seed=3), device=CPU)
     assert len(quick) == 5
+    augment = made.data.augment.model_copy(update={"pad": 1})
+    augmented = other.model_copy(update={"data": other.data.model_copy(update={"augment": augment})})
+    own_judge(folder, augmented, load_splits("digits:0-6", seed=3), device=CPU)
+    assert len(quick) == 6
 
 
 def test_a_judge_of_images_that_change_meanwhile_is_refused(base, quick, tmp_path) -> None:
