@@ -212,6 +212,12 @@ class EnergyMarginTerm(Locked):
         return self
 
 
+class OutlierExposureTerm(Locked):
+    """Cross-entropy of reference images to the uniform distribution (Hendrycks et al. 2019)."""
+
+    weight: Positive = 0.5
+
+
 class Objective(Locked):
     """The terms of the loss, added up. At least one that trains a classifier or a density."""
 
@@ -221,6 +227,7 @@ class Objective(Locked):
     logit_norm: LogitNormTerm | None = None
     supcon: SupConTerm | None = None
     energy_margin: EnergyMarginTerm | None = None
+    outlier_exposure: OutlierExposureTerm | None = None
     z_loss: ZLossTerm | None = None
 
     @model_validator(mode="after")
@@ -241,7 +248,7 @@ class Objective(Locked):
 class Reference(Locked):
     """Unlabelled reference images, `fraction` of a batch: a set by name, or made, in equal shares a family.
 
-    They join the columns of a live contrast, and are what energy_margin holds off.
+    They join the columns of a live contrast, and are what energy_margin and outlier_exposure hold off.
     """
 
     families: list[Literal["smooth", "patches", "inversions"]] = []
@@ -360,13 +367,14 @@ class Recipe(Locked):
     def _parts_fit(self) -> Recipe:
         terms, hdge = self.objective, self.objective.hdge
         live = hdge is not None and hdge.negatives != "bank"
-        if self.reference and not live and terms.energy_margin is None:
+        held_off = [name for name in ("energy_margin", "outlier_exposure") if getattr(terms, name) is not None]
+        if self.reference and not live and not held_off:
             raise ValueError(
-                "reference images enter live columns or energy_margin: objective.hdge.negatives must be batch or "
-                "bank+batch, or objective.energy_margin be there"
+                "reference images enter live columns, energy_margin or outlier_exposure: objective.hdge.negatives must "
+                "be batch or bank+batch, or one of the two be there"
             )
-        if terms.energy_margin and not self.reference:
-            raise ValueError("objective.energy_margin needs reference images: reference.families or reference.set")
+        if held_off and not self.reference:
+            raise ValueError(f"objective.{held_off[0]} needs reference images: reference.families or reference.set")
         if self.optimizer.sam_rho and self.training.precision == "fp16":
             raise ValueError("optimizer.sam_rho takes two gradients a step, which the scaler of fp16 does not allow")
         if terms.jem is None and changed_fields(self.guard):

@@ -17,6 +17,7 @@ from .predictions import Predictions
 
 Row = dict[str, Any]
 SAMPLES, TEST, TRAIN = "samples", "test", "train"
+NAMES = {SAMPLES: "samples", TEST: "test images", TRAIN: "training images"}
 # Root mean square difference a value below which two images count as one: two grey levels of 255. Langevin dynamics
 # ends with a step of noise, 0.005 or 1.3 grey levels in JEM's settings, which a copy of an image carries too.
 COPY = 2 / 255

@@ -11,13 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .formats import shortened
-from .generation_rows import SAMPLES, TEST, TRAIN
+from .generation_rows import NAMES, SAMPLES, TEST, TRAIN
 from .plots import _STYLE, BLUE, GREEN, ORANGE, PANEL, SCORE_LABELS, _grid, _legend_below, _plain
 
 if TYPE_CHECKING:
     from .generation_result import GenerationResult, Shown
 
-NAMES = {SAMPLES: "samples", TEST: "test images", TRAIN: "training images"}
 PER_ROW, PAIRS = 10, 8  # pictures in a row without classes, pairs in a row
 MOST_CHAINS, MOST_TIMES = 8, 10
 _LEAST = 48  # pixels that an image is enlarged to at least, each pixel to a square, so that no viewer blurs it

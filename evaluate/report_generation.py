@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from .formats import count, interval, number, percent
-from .generation_rows import COPY, SAMPLES, TEST, TRAIN
-from .sections import Card, Column, Drawing, Line, Section, Table, bounded
+from .generation_rows import COPY, NAMES, SAMPLES, TEST
+from .report_generation_figures import drawings_of
+from .sections import Card, Column, Line, Section, Table, bounded
 
 if TYPE_CHECKING:
-    from .generation_result import GenerationResult, Shown
+    from .generation_result import GenerationResult
     from .generation_rows import Row
     from .results import SuiteResult
 
-_NAMES = {SAMPLES: "samples", TEST: "test images", TRAIN: "training images"}
 _TEXT = (
     "Images drawn from the model by Langevin dynamics, measured beside real ones. No figure alone tells good samples: "
     "labels say nothing of variety, distances little of copies, and a model that repeats its training images does well "
@@ -34,13 +31,6 @@ _SCORES = {
     "label_score": Column("label_score", "label score", digits=2),
     "inception_score": Column("inception_score", "Inception score", digits=2),
 }
-_PICTURED = (
-    Column("sample", "sample", "count"),
-    Column("class", "class asked for", "text"),
-    Column("judged", "judged as", "text"),
-    Column("distance", "distance to the nearest training image", digits=3),
-    Column("log_density", "log density", digits=3),
-)
 
 
 def generation_section(generation: GenerationResult, result: SuiteResult | None = None) -> Section:
@@ -52,7 +42,7 @@ def generation_section(generation: GenerationResult, result: SuiteResult | None 
         (_TEXT,),
         tuple(_warnings(generation)),
         tuple(table for table in (*tables, _densities(generation)) if table.rows or table.means),
-        tuple(_drawings(generation)),
+        tuple(drawings_of(generation)),
         tuple(_lines(generation)),
         _card(generation),
     )
@@ -80,7 +70,7 @@ def report_of_generation(result: GenerationResult, title: str, lead: str = "") -
 
 def _with_names(rows: Iterable[Row]) -> tuple[Row, ...]:
     """The rows with what they are about in a reader's words."""
-    return tuple(dict(row) | {"images": _NAMES[row["of"]]} for row in rows)
+    return tuple(dict(row) | {"images": NAMES[row["of"]]} for row in rows)
 
 
 def _group(generation: GenerationResult, group: str) -> tuple[Row, ...]:
@@ -103,8 +93,8 @@ def _labels(generation: GenerationResult) -> Table:
     asked = None in found
     columns = (
         Column("class", "class asked for" if asked else "judged as", "text"),
-        *(bounded(of, _NAMES[of], "percent") for of in (SAMPLES, TEST)),
-        *(Column(f"n_{of}", f"n {_NAMES[of]}", "count") for of in (SAMPLES, TEST)),
+        *(bounded(of, NAMES[of], "percent") for of in (SAMPLES, TEST)),
+        *(Column(f"n_{of}", f"n {NAMES[of]}", "count") for of in (SAMPLES, TEST)),
     )
     told = "that it calls by the class asked for; of test images, by their label" if asked else "that it gives a class"
     caption = f"Judge: {_judge(generation)}. Share of samples {told}. In brackets 95 % Wilson intervals."
@@ -191,61 +181,6 @@ def _warnings(generation: GenerationResult) -> Iterable[str]:
         )
 
 
-def _drawings(generation: GenerationResult) -> Iterable[Drawing]:
-    asked = "class" in generation.grid.rows[0]
-    caption = "The first samples of each class, not chosen." if asked else "The first samples, not chosen."
-    yield _pictures("samples", caption, generation.grid, "samples_figure")
-    if generation.closest is not None:
-        caption = "The samples that come closest to a training image, each above that image: are they copies?"
-        yield _pictures("samples-nearest", caption, generation.closest, "closest_figure")
-    if generation.chains is not None:
-        caption = "Some chains on their way, one a row; above each column the number of steps made."
-        draw, numbers = partial(_drawn, "chains_figure", *generation.chains), partial(_chain_table, *generation.chains)
-        yield Drawing("samples-chains", caption, draw, numbers)
-    if generation.log_densities:
-        caption = "The model's log density of samples and of data. Good samples cover the data's densities."
-        draw = partial(_drawn, "density_figure", generation.log_densities)
-        yield Drawing("samples-density", caption, draw, partial(_density_table, generation))
-
-
-def _pictures(name: str, caption: str, shown: Shown, figure: str) -> Drawing:
-    table = Table("Numbers of the figure", "What is known of each, in the order of the figure.", _PICTURED, shown.rows)
-    return Drawing(name, caption, partial(_drawn, figure, shown), lambda: table)
-
-
-def _drawn(figure: str, *arguments: Any) -> Any:
-    from . import plots_generation
-
-    return getattr(plots_generation, figure)(*arguments)
-
-
-def _chain_table(steps: tuple[int, ...], images: np.ndarray) -> Table:
-    """How far the chains move between the steps shown."""
-    flat = images.reshape(len(images), images.shape[1], -1)
-    moved = [None, *np.linalg.norm(flat[1:] - flat[:-1], axis=2).mean(axis=1).tolist()]
-    rows = tuple({"step": step, "moved": far} for step, far in zip(steps, moved, strict=True))
-    columns = (Column("step", "step", "count"), Column("moved", "mean distance from the image before", digits=3))
-    return Table("Numbers of the figure", f"Over {images.shape[1]} chains.", columns, rows)
-
-
-def _density_table(generation: GenerationResult) -> Table:
-    from .plots_generation import density_edges
-
-    edges = density_edges(generation.log_densities)
-    counts = {of: np.histogram(values, edges)[0].tolist() for of, values in generation.log_densities.items()}
-    rows = [
-        {"low": low, "high": high} | {of: values[i] for of, values in counts.items()}
-        for i, (low, high) in enumerate(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True))
-    ]
-    columns = (
-        Column("low", "log density from", digits=3),
-        Column("high", "to", digits=3),
-        *(Column(of, _NAMES[of], "count") for of in counts),
-    )
-    kept = tuple(row for row in rows if any(row[of] for of in counts))
-    return Table("Numbers of the figure", "Bins without an image are left out.", columns, kept)
-
-
 def _lines(generation: GenerationResult) -> Iterable[Line]:
     """The main figures, samples first and then real images."""
     real = {row["group"]: row for row in generation.rows if row["of"] == TEST and row.get("class") is None}
@@ -273,7 +208,7 @@ def _distance_lines(row: Row) -> Iterable[Line]:
         if key in row:
             sizes = f"n={row['n']}" + (f" and {row['n_reference']}" if "score" not in key else "")
             note = f"features of {row['features']}, {sizes}"
-            yield Line(f"{column.heading}, {_NAMES[row['of']]}", column.cell(row).text, note)
+            yield Line(f"{column.heading}, {NAMES[row['of']]}", column.cell(row).text, note)
 
 
 def _card(generation: GenerationResult) -> Card | None:

@@ -10,7 +10,7 @@ import torch
 
 import ebmhybrid as eh
 from ebmhybrid.errors import DataError, RecipeError
-from ebmhybrid.losses.baselines import energy_margin_loss, logit_norm_loss, supcon_loss
+from ebmhybrid.losses.baselines import energy_margin_loss, logit_norm_loss, outlier_exposure_loss, supcon_loss
 from ebmhybrid.training import step
 from ebmhybrid.training.checkpoint import load_state
 from ebmhybrid.training.setup import build_parts, load_data, load_outliers
@@ -133,6 +133,15 @@ def test_the_energy_margin_holds_off_the_reference_images(source: str) -> None:
     if "set" in source:
         photos = (parts.outliers.images.float() / 255).flatten(1)
         assert all((photos == image).all(1).any() for image in seen["images"][32:].flatten(1))
+
+
+def test_outlier_exposure_is_the_loss_of_its_function() -> None:
+    parts = parts_of("objective={ce: {}, outlier_exposure: {weight: 0.7}}", "reference={families: [smooth]}")
+    seen = []
+    loss, terms, _ = stepped(parts, forward=lambda images: seen.append(parts.model(images)) or seen[-1])
+    wanted = outlier_exposure_loss(seen[0][32:].detach())
+    torch.testing.assert_close(terms["outlier_exposure"], wanted)
+    torch.testing.assert_close(loss, terms["ce"] + 0.7 * wanted)
 
 
 def test_outliers_by_name_are_drawn_anew_by_the_runs_generator() -> None:

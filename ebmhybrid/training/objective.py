@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ebmhybrid.losses import HDGELoss
-from ebmhybrid.losses.baselines import ProjectionHead, energy_margin_loss, logit_norm_loss, supcon_loss
+from ebmhybrid.losses.baselines import (
+    ProjectionHead,
+    energy_margin_loss,
+    logit_norm_loss,
+    outlier_exposure_loss,
+    supcon_loss,
+)
 from ebmhybrid.losses.jem import jem_log_density, jem_loss
 from ebmhybrid.losses.rowwise import row_terms, weighted_sum
 from ebmhybrid.schema import Objective
@@ -89,7 +95,7 @@ class CombinedLoss(nn.Module):
         return found
 
     def _rivals(self, logits: Tensor, targets: Tensor, reference: Tensor | None, views: Tensor | None) -> Found:
-        """LogitNorm, the energy margin, and supervised contrast with the cross-entropy of its head."""
+        """LogitNorm, what reference images are held off by, and supervised contrast with the cross-entropy of its head."""
         terms, found = self.terms, Found()
         if terms.logit_norm is not None:
             loss = logit_norm_loss(logits, targets, terms.logit_norm.temperature)
@@ -97,6 +103,8 @@ class CombinedLoss(nn.Module):
         if terms.energy_margin is not None and reference is not None:
             loss = energy_margin_loss(logits, reference, terms.energy_margin.inside, terms.energy_margin.outside)
             found["energy_margin"] = terms.energy_margin.weight, loss
+        if terms.outlier_exposure is not None and reference is not None:
+            found["outlier_exposure"] = terms.outlier_exposure.weight, outlier_exposure_loss(reference)
         if terms.supcon is not None and self.projection is not None:
             ce = row_terms(logits, targets).ce
             assert ce is not None
