@@ -64,8 +64,8 @@ def sample(ctx: click.Context, run: str | None, out: str | None, as_json: bool, 
             raise click.UsageError(f"{parameter.opts[0] if parameter.name != 'run' else 'RUN'} is empty")
 
     def work() -> None:
+        from ebmhybrid.generation.files import check_empty
         from ebmhybrid.runs import newest_run, sample_run, samples_folder
-        from ebmhybrid.sample_files import check_empty
 
         if out is not None:
             check_empty(Path(out))  # before the work whose results it would lose

@@ -61,7 +61,7 @@ class Measures:
 
 
 class Sampled(Protocol):
-    """Samples of the model as an evaluation takes them, such as :class:`ebmhybrid.sample_files.SampleResult`."""
+    """Samples of the model as an evaluation takes them, such as :class:`ebmhybrid.generation.files.SampleResult`."""
 
     @property
     def figures(self) -> Any: ...

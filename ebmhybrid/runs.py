@@ -19,13 +19,13 @@ from ebmhybrid.errors import CheckpointError, DataError
 from ebmhybrid.eval_sets import Source
 from ebmhybrid.evaluate import suite
 from ebmhybrid.evaluate.generation_features import InceptionWeights
-from ebmhybrid.generate import Subject, generate, judge_of
+from ebmhybrid.generation.files import SampleResult
+from ebmhybrid.generation.generate import Subject, generate, judge_of
+from ebmhybrid.generation.settings import Settings
+from ebmhybrid.generation.settings import choose as choose_samples
+from ebmhybrid.generation.starts import has_buffer
 from ebmhybrid.measures import choose, measure
 from ebmhybrid.recipe import parse_recipe
-from ebmhybrid.sample_files import SampleResult
-from ebmhybrid.sample_settings import Settings
-from ebmhybrid.sample_settings import choose as choose_samples
-from ebmhybrid.sample_starts import has_buffer
 from ebmhybrid.training.checkpoint import find_weights, load_model, weights_digest
 from ebmhybrid.training.engine import pick_device
 from ebmhybrid.training.records import fresh_folder
@@ -117,7 +117,7 @@ def sample_run(
         judge: a run of the same classes and shape, in whose features and by whose labels samples are measured; "none"
             leaves these figures out, and None is a small classifier trained once and kept under RUN/judge.
         inception: a file of the Inception network's weights, for FID, KID and Inception score.
-        asked: what to draw, the arguments of :func:`ebmhybrid.sample_settings.choose`: num, classes, start, steps ...
+        asked: what to draw, the arguments of :func:`ebmhybrid.generation.settings.choose`: num, classes, start ...
 
     Raises:
         EbmhybridError: a run, a set, a name or a value that cannot be used.

@@ -7,10 +7,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import torch
 
 from ebmhybrid.evaluate import files, tables
 from ebmhybrid.evaluate.accuracy import accuracy_of
 from ebmhybrid.evaluate.calibration import calibration_of
+from ebmhybrid.evaluate.generation import GenerationResult, evaluate_generation
 from ebmhybrid.evaluate.ood import compare
 from ebmhybrid.evaluate.predictions import Predictions
 from ebmhybrid.evaluate.selective import selective_of
@@ -66,6 +68,7 @@ def fake_suite(
         sanity=Part(rows=_SANITY),
         refined=Part(rows=_refined(test.name, n, clean)),
         detector_robustness=Part(rows=_detector(test.name, n)),
+        generation=_generation(seed),
         sets=[
             {"role": role, "name": name, "n": n, "notes": ["resized", HOSTILE], "digest": f"{role} {name} as made here"}
             for role, name in roles
@@ -74,6 +77,22 @@ def fake_suite(
         context={"model": model, "weights": {"sha256": "0f" * 32}, "config": {"data": {"train": trained}}},
         versions={"python": "3.11", "ebmhybrid": "1.0", "torch": "2.9", "netcal": None},
         test_scores=inside,
+    )
+
+
+def _generation(seed: int) -> GenerationResult:
+    generator = torch.Generator().manual_seed(seed)
+    samples, real = torch.rand(2, 30, 1, 4, 4, generator=generator)
+    labels = torch.arange(30) % 3
+    return evaluate_generation(
+        samples,
+        labels,
+        reference=[(real, labels)],
+        train=[(real.flip(3), labels)],
+        model=lambda images: images[:, 0, 1],
+        judge=lambda images: images[:, 0, 0, :3],
+        judge_name=HOSTILE,
+        chains=((0, 1), torch.stack([samples[:2], real[:2]])),
     )
 
 

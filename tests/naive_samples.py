@@ -1,4 +1,4 @@
-"""The chains of `ebmhybrid.samples` spelled out: one image at a time, with the derivatives by hand.
+"""The chains of `ebmhybrid.generation.chains` spelled out: one image at a time, with the derivatives by hand.
 
 The model is a mixture of C Gaussians of the same width: f(x)[c] = -|x - m_c|^2 / (2 w), so that
 d f(x)[y] / dx = (m_y - x) / w, and d logsumexp f(x) / dx = sum_c softmax(f(x))[c] (m_c - x) / w.

@@ -17,14 +17,15 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 import ebmhybrid as eh
-from ebmhybrid import generate as generating
-from ebmhybrid import judge, sample_files
 from ebmhybrid.cli import main
 from ebmhybrid.data import load_set, load_splits
 from ebmhybrid.errors import UsageError
 from ebmhybrid.eval_sets import Source
 from ebmhybrid.evaluate import suite
 from ebmhybrid.evaluate.generation_features import InceptionWeights
+from ebmhybrid.generation import files as sample_files
+from ebmhybrid.generation import generate as generating
+from ebmhybrid.generation import judge
 from ebmhybrid.measures import choose, measure
 from ebmhybrid.runs import sample_run
 from ebmhybrid.training import load_model

@@ -78,7 +78,7 @@ def test_every_figure_stands_under_its_run(
     assert comparison.notes == ()
     sections = [section.key for section in comparison.sections]
     parts = ("accuracy", "calibration", "selective", "ood", "corruptions", "robustness", "refined")
-    assert sections == ["runs", *parts, "detector_robustness", "sanity", "published"]
+    assert sections == ["runs", *parts, "detector_robustness", "generation", "sanity", "published"]
     for number, name in enumerate(contents):
         rows = contents[name]["ood"]["rows"]
         shown = {(row["set"], row["name"]): row[f"run{number}"].value for row in _rows(comparison, "ood")}
@@ -292,6 +292,7 @@ def test_the_text_has_all_figures_and_no_published_ones(written: Callable[..., l
         "Robustness: accuracy, higher is better",
         "SGLD-refined inference: accuracy, higher is better",
         "Attacks on the detector: AUROC, higher is better",
+        "Samples: labels as asked, higher is better; the others, lower is better",
     ]
     lines = text.splitlines()
     assert [line for line in lines if line.endswith("is better")] == titles
@@ -309,7 +310,7 @@ def test_the_page_is_written_whole_and_escaped(written: Callable[..., list[Path]
     text = page.read_text(encoding="utf-8")
     assert not re.search(r"https?:|@import|url\((?!#)|<script>alert", text)
     assert "b &lt;script&gt;alert(1)&lt;/script&gt; $x$" in text
-    assert text.count("<svg") == sum(len(section.drawings) for section in comparison.sections) == 8
+    assert text.count("<svg") == sum(len(section.drawings) for section in comparison.sections) == 9
     assert text.count("<h2") == len(comparison.sections)
     assert "Published, OOD: OpenOOD v1.5" in text
     assert "<strong>" in text

@@ -88,6 +88,7 @@ ALLOWED = {
     "external": {"errors", "models"},
     "eval_sets": {"errors", "data"},
     "measures": {"errors", "data", "eval_sets", "evaluate", "_version"},
+    "generation": {"data", "errors", "evaluate", "generation", "losses", "recipe", "sampling", "schema", "training"},
     "runs": {
         "errors",
         "schema",
@@ -95,6 +96,7 @@ ALLOWED = {
         "data",
         "training",
         "evaluate",
+        "generation",
         "kernels",
         "eval_sets",
         "measures",
@@ -102,8 +104,9 @@ ALLOWED = {
     },
     "evaluations": {"errors", "data", "evaluate", "training", "eval_sets", "external", "measures", "runs"},
     "terminal": {"errors"},
+    "cli_sample": {"terminal", "runs", "generation"},
     "cli_eval": {"terminal", "evaluate", "evaluations", "runs"},
-    "cli": {"terminal", "recipe", "training", "evaluate", "runs", "cli_eval", "_version"},
+    "cli": {"terminal", "recipe", "training", "evaluate", "runs", "cli_eval", "cli_sample", "_version"},
 }
 
 
@@ -165,7 +168,7 @@ def test_commands_in_the_readme_parse() -> None:
     from ebmhybrid.cli import main
 
     text = re.sub(r"\\\n *", "", (ROOT / "README.md").read_text())
-    lines = re.findall(r"^ebmhybrid ((?:train|eval|compare|recipes|doctor)\b.*?)(?:\s+#.*)?$", text, flags=re.M)
+    lines = re.findall(r"^ebmhybrid ((?:train|eval|sample|compare|recipes|doctor)\b.*?)(?:\s+#.*)?$", text, flags=re.M)
     assert len(lines) >= 8
     for line in lines:
         words = shlex.split(line)

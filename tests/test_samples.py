@@ -13,15 +13,16 @@ import torch
 from torch import Tensor, nn
 
 import ebmhybrid as eh
-from ebmhybrid import judge, runs
+from ebmhybrid import runs
 from ebmhybrid.data import ImageSet, Splits, load_set, load_splits
 from ebmhybrid.errors import CheckpointError, DataError, EbmhybridError, UsageError
-from ebmhybrid.judge import given_judge, judge_recipe, own_judge
+from ebmhybrid.generation import judge
+from ebmhybrid.generation.chains import Drawn, draw, equal_shares
+from ebmhybrid.generation.files import arrays, check_empty, film, grid, tiles
+from ebmhybrid.generation.judge import given_judge, judge_recipe, own_judge
+from ebmhybrid.generation.settings import Settings, choose
+from ebmhybrid.generation.starts import has_buffer, read_buffer, start_chains
 from ebmhybrid.recipe import Recipe
-from ebmhybrid.sample_files import arrays, check_empty, film, grid, tiles
-from ebmhybrid.sample_settings import Settings, choose
-from ebmhybrid.sample_starts import has_buffer, read_buffer, start_chains
-from ebmhybrid.samples import Drawn, draw, equal_shares
 from ebmhybrid.training import load_model
 from ebmhybrid.training.checkpoint import FORMAT, save_state
 

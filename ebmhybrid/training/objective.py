@@ -95,7 +95,7 @@ class CombinedLoss(nn.Module):
         return found
 
     def _rivals(self, logits: Tensor, targets: Tensor, reference: Tensor | None, views: Tensor | None) -> Found:
-        """LogitNorm, what reference images are held off by, and supervised contrast with the cross-entropy of its head."""
+        """LogitNorm, what holds reference images off, and supervised contrast with the cross-entropy of its head."""
         terms, found = self.terms, Found()
         if terms.logit_norm is not None:
             loss = logit_norm_loss(logits, targets, terms.logit_norm.temperature)

@@ -14,8 +14,8 @@ from torch import Tensor
 from ebmhybrid.errors import EbmhybridError
 from ebmhybrid.evaluate.files import check_replaceable, dumps, replaced
 from ebmhybrid.evaluate.results import package_versions
-from ebmhybrid.sample_settings import Settings
-from ebmhybrid.samples import Drawn
+from ebmhybrid.generation.chains import Drawn
+from ebmhybrid.generation.settings import Settings
 
 if TYPE_CHECKING:
     from PIL.Image import Image

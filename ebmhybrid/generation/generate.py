@@ -12,11 +12,11 @@ from torch import nn
 
 from ebmhybrid.data import ImageSet, Splits
 from ebmhybrid.evaluate.generation import evaluate_generation
-from ebmhybrid.judge import Judge, given_judge, own_judge
-from ebmhybrid.sample_files import SampleResult
-from ebmhybrid.sample_settings import Settings
-from ebmhybrid.sample_starts import start_chains
-from ebmhybrid.samples import Progress, draw
+from ebmhybrid.generation.chains import Progress, draw
+from ebmhybrid.generation.files import SampleResult
+from ebmhybrid.generation.judge import Judge, given_judge, own_judge
+from ebmhybrid.generation.settings import Settings
+from ebmhybrid.generation.starts import start_chains
 from ebmhybrid.schema import Recipe
 
 UNTRAINED = (

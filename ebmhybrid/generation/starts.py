@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ebmhybrid.data import ImageSet
 from ebmhybrid.errors import CheckpointError, DataError, UsageError
-from ebmhybrid.sample_settings import Settings
-from ebmhybrid.samples import equal_shares
+from ebmhybrid.generation.chains import equal_shares
+from ebmhybrid.generation.settings import Settings
 from ebmhybrid.sampling import GaussianStart, UniformStart
 from ebmhybrid.schema import Recipe
 from ebmhybrid.training.checkpoint import load_state

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ebmhybrid.errors import EbmhybridError
+from ebmhybrid.generation.settings import Settings
 from ebmhybrid.losses.jem import jem_log_density
-from ebmhybrid.sample_settings import Settings
 from ebmhybrid.sampling import langevin_step
 
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]
