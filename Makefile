@@ -12,7 +12,7 @@ help:
 	@echo 'make demo   set up, train HDGE on handwritten digits, evaluate it, write a report (minutes on a CPU)'
 	@echo 'make test   set up, run the tests with coverage'
 	@echo 'make lint   ruff and mypy'
-	@echo 'make bench  time loss, kernels, training step, evaluation and start-up against rivals (some fourteen minutes)'
+	@echo 'make bench  time loss, kernels, training, sampling, evaluation and start-up against rivals (some seventeen minutes)'
 	@echo 'make wheel  build the wheel into dist/'
 
 $(VENV)/bin/python:

@@ -1,6 +1,6 @@
 """All benchmarks of speed, one after the other, and their tables in one file.
 
-    python -m benchmarks                         # some ten minutes on two cores; `make bench` does the same
+    python -m benchmarks                         # some seventeen minutes on two cores; `make bench` does the same
     python -m benchmarks --only loss kernel
     python -m benchmarks --quick --out DIR       # whether they run
 
