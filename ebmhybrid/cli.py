@@ -86,8 +86,10 @@ def train(
         if run.signal:
             sys.exit(128 + run.signal)
         best = run.metrics
+        rollbacks = f", {run.rollbacks} rollback{'s' if run.rollbacks > 1 else ''}" if run.rollbacks else ""
         click.echo(
-            f"best validation accuracy {100 * best['accuracy']:.2f} % at step {best['step']:.0f}, run: {run.folder}"
+            f"best validation accuracy {100 * best['accuracy']:.2f} % at step {best['step']:.0f}{rollbacks}, "
+            f"run: {run.folder}"
         )
 
     guarded(work)

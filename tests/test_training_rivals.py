@@ -160,3 +160,4 @@ def test_a_missing_set_of_outliers_is_named_before_anything_is_written(tmp_path)
     np.savez(tmp_path / "x.npz", x=np.zeros((3, 8, 8), dtype=np.uint8), y=np.zeros(3, dtype=np.int64))
     run = eh.train(recipe(options[0], options[1] % (tmp_path / "x.npz")), tmp_path / "b", progress=False)
     assert run.metrics["step"] == 6
+    assert json.loads((run.folder / "env.json").read_text())["data"]["reference"]["n"] == 3

@@ -24,17 +24,18 @@ class Splits:
 
     def record(self) -> dict[str, Any]:
         """What a run's files say of the data: for each part its name, n, shape, sha256 digest and notes."""
-        parts = {"train": self.train, "validation": self.validation, "test": self.test}
-        return {
-            part: {
-                "name": images.name,
-                "n": len(images),
-                "shape": list(images.shape),
-                "sha256": images.digest(),
-                "notes": list(images.notes),
-            }
-            for part, images in parts.items()
-        }
+        return {part: described(getattr(self, part)) for part in ("train", "validation", "test")}
+
+
+def described(images: ImageSet) -> dict[str, Any]:
+    """What a run's files say of a set."""
+    return {
+        "name": images.name,
+        "n": len(images),
+        "shape": list(images.shape),
+        "sha256": images.digest(),
+        "notes": list(images.notes),
+    }
 
 
 def stratified_split(labels: Tensor, fractions: Sequence[float], seed: int) -> list[Tensor]:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from ebmhybrid._version import __version__
+from ebmhybrid.data.splits import described
 from ebmhybrid.errors import CheckpointError
 from ebmhybrid.training import checkpoint
 from ebmhybrid.training.checkpoint import write_atomically
@@ -114,7 +115,7 @@ def _environment(parts: Parts) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "parameters": sum(p.numel() for p in parts.model.parameters()),
-        "data": parts.splits.record(),
+        "data": parts.splits.record() | ({} if parts.outliers is None else {"reference": described(parts.outliers)}),
     }
 
 

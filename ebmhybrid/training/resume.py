@@ -12,7 +12,7 @@ from ebmhybrid.training import checkpoint
 from ebmhybrid.training.setup import Parts
 
 # What neither the saved state nor the steps taken so far depend on.
-CHANGEABLE = ("training.epochs", "training.max_steps", "training.log_every", "evaluation.")
+CHANGEABLE = ("training.epochs", "training.max_steps", "training.log_every", "guard.", "evaluation.")
 
 
 def resumed_recipe(folder: Path, overrides: list[str]) -> Recipe:
