@@ -3,7 +3,7 @@
     python -m benchmarks.digits                          # 3 recipes x 5 seeds, some ten minutes on one core
     python -m benchmarks.digits --recipes digits_hdge --seeds 5 --set training.epochs=20
     python -m benchmarks.digits --seeds 3 --recipes digits_ce digits_jem digits_hdge_jem
-    python -m benchmarks.digits --seeds 3 --recipes digits_ce digits_logitnorm digits_supcon digits_energy_margin
+    python -m benchmarks.digits --recipes digits_ce digits_logitnorm digits_supcon
 
 Every run is trained anew in a temporary folder. With --json FILE the row of each run is written as well.
 """

@@ -175,7 +175,7 @@ def test_the_schema_names_what_the_code_has() -> None:
     """The schema must not import the code it describes, so the two lists of names are compared here."""
     from typing import get_args, get_type_hints
 
-    from ebmhybrid import schema
+    from ebmhybrid import schema, terms
     from ebmhybrid.data import FAMILIES
     from ebmhybrid.evaluate.attacks import ATTACKS
     from ebmhybrid.evaluate.detectors import ALL, DETECTORS
@@ -193,9 +193,9 @@ def test_the_schema_names_what_the_code_has() -> None:
     assert names(schema.Evaluation, "attacks") == set(ATTACKS)
     assert names(schema.Model, "norm") == set(get_args(wide_resnet.Norm))
     assert names(schema.Model, "activation") == set(get_args(wide_resnet.Activation))
-    assert names(schema.HDGETerm, "form") == set(get_args(contrastive.Form))
-    assert names(schema.HDGETerm, "normalize") == set(get_args(contrastive.Normalize))
-    assert names(schema.HDGETerm, "negatives") == set(get_args(hdge.Negatives))
+    assert names(terms.HDGETerm, "form") == set(get_args(contrastive.Form))
+    assert names(terms.HDGETerm, "normalize") == set(get_args(contrastive.Normalize))
+    assert names(terms.HDGETerm, "negatives") == set(get_args(hdge.Negatives))
 
 
 def test_a_recipe_is_frozen() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import ebmhybrid as eh
-from ebmhybrid.errors import DataError, RecipeError
+from ebmhybrid.errors import CheckpointError, DataError, RecipeError
 from ebmhybrid.losses.baselines import energy_margin_loss, logit_norm_loss, outlier_exposure_loss, supcon_loss
 from ebmhybrid.training import step
 from ebmhybrid.training.checkpoint import load_state
@@ -84,6 +84,9 @@ def test_in_the_last_epochs_the_head_learns_alone_on_frozen_features_with_a_sche
     assert rates[41] < 1e-3
     resumed = load_state(run.folder / "checkpoints" / "last.state.pt")["parts"]["model"]
     eh.train(recipe(*options, "training.epochs=2", "objective.supcon.head_epochs=0"), tmp_path / "b", progress=False)
+    assert load_state(run.folder / "checkpoints" / "last.state.pt")["parts"]["progress"]["best"][2] == 42
+    with pytest.raises(CheckpointError, match="stages of supcon are counted in epochs"):
+        eh.train(resume=run.folder, overrides=["training.epochs=4"], progress=False)
     encoder = load_state(tmp_path / "b" / "checkpoints" / "last.state.pt")["parts"]["model"]
     same = {name for name, value in encoder.items() if torch.equal(value, resumed[name])}
     assert set(encoder) - same == {"head.weight", "head.bias"}
@@ -97,6 +100,11 @@ def test_in_the_last_epochs_the_head_learns_alone_on_frozen_features_with_a_sche
         (["objective={supcon: {}}", "data.augment.mixup_alpha=0.3"], "does not go with mixup"),
         (["objective={supcon: {}}", "model={name: torchvision/resnet18}"], r"needs model.name=wide_resnet"),
         (["objective={supcon: {}, ce: {}}"], "does not go with ce"),
+        (["objective={supcon: {}}", "schedule.name=one_cycle"], "take cosine"),
+        (["objective={ce: {}}", "training.precision=fp16", "optimizer.sam_rho=0.1"], "the scaler of fp16"),
+        (["objective={ce: {}, jem: {inner_steps: 1, clip: 1.0}}", "model={name: torchvision/resnet18}"], "first layer"),
+        (["objective={ce: {}, outlier_exposure: {}}", "reference={set: noise}", "evaluation.ood=[noise]"], "OOD test"),
+        (["objective={ce: {}, outlier_exposure: {}}", "reference={set: 'digits:0-6'}"], "trained or tested on"),
     ],
 )
 def test_what_supcon_cannot_go_with_is_refused(options, message) -> None:

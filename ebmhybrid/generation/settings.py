@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ebmhybrid.errors import UsageError, nearest
-from ebmhybrid.schema import JEMTerm, Recipe
+from ebmhybrid.schema import Recipe
+from ebmhybrid.terms import JEMTerm
 
 STARTS = ("buffer", "uniform", "gaussian")
 FILE = "npz:"

@@ -25,8 +25,8 @@ NORM_EPS = 1e-7
 
 
 def _check_temperature(temperature: float) -> None:
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise ValueError(f"temperature must be a number > 0, got {temperature}")
+    if not (isinstance(temperature, (int, float)) and 0 < temperature < math.inf):
+        raise ValueError(f"temperature must be a number > 0, got {temperature!r}")
 
 
 def logit_norm_loss(logits: Tensor, y: Tensor, temperature: float = 0.04) -> Tensor:
@@ -189,8 +189,9 @@ def energy_margin_loss(logits: Tensor, outlier_logits: Tensor, inside: float = -
     >>> energy_margin_loss(torch.tensor([[2.0]]), torch.tensor([[1.0]]), inside=-5.0, outside=1.0)
     tensor(13.)
     """
-    if not -math.inf < inside < outside < math.inf:
-        raise ValueError(f"margins must be numbers with inside < outside, got {inside} and {outside}")
+    numbers = all(isinstance(margin, (int, float)) for margin in (inside, outside))
+    if not (numbers and -math.inf < inside < outside < math.inf):
+        raise ValueError(f"margins must be numbers with inside < outside, got {inside!r} and {outside!r}")
     above = F.relu(energy(logits) - inside)
     below = F.relu(outside - energy(outlier_logits))
     # sums, since the mean of no image would be NaN

@@ -18,6 +18,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ebmhybrid.energies import joint_energy, log_density
+from ebmhybrid.kernels import at_least_float32
 
 
 def jem_log_density(logits: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -54,12 +55,14 @@ def jem_loss(data: Tensor, samples: Tensor, l2: float = 0.0) -> Tensor:
     tensor(-2.)
     """
     for name, values in (("data", data), ("samples", samples)):
-        if values.dim() != 1 or not len(values) or not values.is_floating_point():
+        tensor = isinstance(values, Tensor)
+        if not tensor or values.dim() != 1 or not len(values) or not values.is_floating_point():
+            what = f"{values.dtype} {tuple(values.shape)}" if tensor else type(values).__name__
             raise ValueError(
-                f"{name} must be log densities (N,) with N >= 1, got {values.dtype} {tuple(values.shape)}: "
-                "jem_log_density makes them from logits"
+                f"{name} must be log densities (N,) with N >= 1, got {what}: jem_log_density makes them from logits"
             )
-    if not 0 <= l2 < float("inf"):
-        raise ValueError(f"l2 must be at least 0 and finite, got {l2}")
+    if not isinstance(l2, (int, float)) or not 0 <= l2 < float("inf"):
+        raise ValueError(f"l2 must be at least 0 and finite, got {l2!r}")
+    data, samples = at_least_float32(data), at_least_float32(samples)
     loss = samples.mean() - data.mean()
     return loss + l2 * (data.square().mean() + samples.square().mean()) if l2 else loss

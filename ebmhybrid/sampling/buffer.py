@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ebmhybrid.errors import EbmhybridError
+from ebmhybrid.sampling.starts import check_labels
 
 
 class ReplayBuffer(nn.Module):
@@ -69,6 +70,7 @@ class ReplayBuffer(nn.Module):
 
     def draw(self, labels: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Where chains of these classes (N,) start, (N, ...), and the slots (N,) to put them back into."""
+        check_labels(labels, self.num_classes)
         device = self.images.device
         where = device if generator is None else generator.device
         choices = len(self) if self.pooled else self.share
@@ -82,6 +84,9 @@ class ReplayBuffer(nn.Module):
 
     def put(self, slots: Tensor, images: Tensor) -> None:
         """Keep the images (N, ...) in these slots (N,); of a slot named twice the last one stays, on every device."""
+        shape = (len(slots), *self.images.shape[1:])
+        if slots.dim() != 1 or images.shape != shape:
+            raise EbmhybridError(f"images must be {shape} for {len(slots)} slots, got {tuple(images.shape)}")
         rows = torch.arange(len(slots), device=slots.device)
         last = torch.zeros(len(self), dtype=rows.dtype, device=slots.device).scatter_reduce(0, slots, rows, "amax")
         self.images[slots] = images.detach().to(self.images)[last[slots]]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -70,8 +71,9 @@ def slope_of(log_density: LogDensity, x: Tensor, through: bool = False) -> Tenso
 
 def gradients(values: Tensor, of: Sequence[Tensor], through: bool = False) -> Sequence[Tensor]:
     """d values / d of, row by row, or an EbmhybridError that says why the values (N,) are no density to climb."""
-    if values.shape != of[0].shape[:1]:
-        raise EbmhybridError(f"a log density must be one value a row, ({len(of[0])},), got {tuple(values.shape)}")
+    if not isinstance(values, Tensor) or values.shape != of[0].shape[:1]:
+        what = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise EbmhybridError(f"a log density must be one value a row, ({len(of[0])},), got {what}")
     found: Sequence[Tensor | None] = [None]
     if values.requires_grad and all(tensor.requires_grad for tensor in of):
         found = torch.autograd.grad(values.sum(), of, create_graph=through, allow_unused=True)
@@ -153,10 +155,9 @@ def sgld(
     [1.1, 1.1]
     """
     check_settings(steps, step_size, noise_std, clamp=clamp, clip=clip, anneal=anneal)
-    if precondition is not None and not 0 <= precondition < 1:
-        raise EbmhybridError(f"precondition must lie in [0, 1), got {precondition}")
-    if not 0 < damping < math.inf:
-        raise EbmhybridError(f"damping must be above 0 and finite, got {damping}")
+    if precondition is not None:
+        check_number("precondition", precondition, "lie in [0, 1)", lambda v: 0 <= v < 1)
+    check_number("damping", damping, "be above 0 and finite", lambda v: 0 < v < math.inf)
     with torch.inference_mode(False):  # no gradient could be taken in it
         x, squares = start_of(x0), None
         for k in range(steps if len(x) else 0):
@@ -201,14 +202,24 @@ def check_settings(
     anneal: float = 1.0,
 ) -> None:
     """An EbmhybridError that names what is out of range."""
-    if not isinstance(steps, int) or steps < 0:
-        raise EbmhybridError(f"steps must be a whole number from 0 on, got {steps!r}")
+    check_count("steps", steps)
     for name, value in (("step_size", step_size), ("noise_std", noise_std)):
-        if not 0 <= value < math.inf:
-            raise EbmhybridError(f"{name} must be at least 0 and finite, got {value}")
-    if clamp is not None and not clamp[0] < clamp[1]:
-        raise EbmhybridError(f"clamp must be (low, high) with low < high, got {clamp}")
-    if clip is not None and not clip > 0:
-        raise EbmhybridError(f"clip must be above 0, got {clip}")
-    if not 0 < anneal <= 1:
-        raise EbmhybridError(f"anneal must lie in (0, 1], got {anneal}")
+        check_number(name, value, "be at least 0 and finite", lambda v: 0 <= v < math.inf)
+    if clamp is not None:
+        numbers = isinstance(clamp, Sequence) and len(clamp) == 2 and all(isinstance(v, Real) for v in clamp)
+        if not (numbers and clamp[0] < clamp[1]):
+            raise EbmhybridError(f"clamp must be (low, high) with low < high, got {clamp!r}")
+    if clip is not None:
+        check_number("clip", clip, "be above 0", lambda v: v > 0)
+    check_number("anneal", anneal, "lie in (0, 1]", lambda v: 0 < v <= 1)
+
+
+def check_count(name: str, value: int) -> None:
+    """Whole numbers from 0 on, those of numpy too."""
+    if not isinstance(value, Integral) or value < 0:
+        raise EbmhybridError(f"{name} must be a whole number from 0 on, got {value!r}")
+
+
+def check_number(name: str, value: float, where: str, fits: Callable[[float], bool]) -> None:
+    if not isinstance(value, Real) or not fits(value):
+        raise EbmhybridError(f"{name} must {where}, got {value!r}")

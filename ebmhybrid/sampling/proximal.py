@@ -19,8 +19,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ebmhybrid.errors import EbmhybridError
-from ebmhybrid.sampling.langevin import Bounds, LogDensity, check_settings, gradients, moved, normal, start_of
+from ebmhybrid.sampling.langevin import (
+    Bounds,
+    LogDensity,
+    check_count,
+    check_number,
+    check_settings,
+    gradients,
+    moved,
+    normal,
+    start_of,
+)
 
 Layer = Callable[[Tensor], Tensor]
 
@@ -69,10 +78,8 @@ def proximal_sgld(
     tensor([[0.6000]])
     """
     check_settings(steps, step_size, noise_std, clamp=clamp, clip=clip)
-    if not isinstance(inner_steps, int) or inner_steps < 0:
-        raise EbmhybridError(f"inner_steps must be a whole number from 0 on, got {inner_steps!r}")
-    if not 0 <= inner_step_size < math.inf:
-        raise EbmhybridError(f"inner_step_size must be at least 0 and finite, got {inner_step_size}")
+    check_count("inner_steps", inner_steps)
+    check_number("inner_step_size", inner_step_size, "be at least 0 and finite", lambda v: 0 <= v < math.inf)
     with torch.inference_mode(False):
         x = start_of(x0)
         for _ in range(steps if len(x) else 0):

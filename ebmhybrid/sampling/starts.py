@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ebmhybrid.errors import EbmhybridError
+
+
+def check_labels(labels: Tensor, num_classes: int) -> None:
+    """int64 (N,); their range where looking costs nothing: on an accelerator it would wait for the device."""
+    if labels.dim() != 1 or labels.dtype != torch.int64:
+        raise EbmhybridError(f"labels must be int64 of shape (N,), got {labels.dtype} {tuple(labels.shape)}")
+    if labels.device.type == "cpu" and len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
+        raise EbmhybridError(f"labels must lie in 0..{num_classes - 1}, got {labels.min()}..{labels.max()}")
 
 
 class UniformStart(nn.Module):
@@ -68,8 +77,10 @@ class GaussianStart(nn.Module):
         >>> start(torch.tensor([0, 1, 1])).shape
         torch.Size([3, 1, 2, 2])
         """
-        if not ridge > 0:
-            raise EbmhybridError(f"ridge must be above 0, or constant pixels have no Gaussian, got {ridge}")
+        if not 0 < ridge < math.inf:
+            raise EbmhybridError(f"ridge must be above 0 and finite, or constant pixels have no Gaussian, got {ridge}")
+        if images.is_floating_point() and len(images) and not 0 <= images.min() <= images.max() <= 1:  # NaN neither
+            raise EbmhybridError(f"images must lie in [0, 1] or be uint8, got {images.min():g}..{images.max():g}")
         size = images.shape[1:].numel()
         means = torch.zeros(num_classes, *images.shape[1:])
         factors = torch.zeros(num_classes, size, size)
@@ -86,6 +97,7 @@ class GaussianStart(nn.Module):
         return cls(means, factors)
 
     def forward(self, labels: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        check_labels(labels, len(self.means))
         size, device = self.factors.shape[-1], self.means.device
         where = device if generator is None else generator.device
         z = torch.randn(len(labels), size, generator=generator, device=where, dtype=self.means.dtype).to(device)

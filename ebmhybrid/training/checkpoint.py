@@ -115,6 +115,8 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> nn.Modul
         if not isinstance(metadata["recipe"], str):
             raise TypeError("recipe is no text")
         model = build_model(**metadata["architecture"])
+        if not isinstance(metadata["classes"], list) or len(metadata["classes"]) != model.num_classes:
+            raise ValueError(f"{len(metadata['classes'])} names for {model.num_classes} classes")
         model.load_state_dict(tensors)
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         reason = str(error).strip().split("\n")[0]

@@ -15,7 +15,7 @@ from ebmhybrid.errors import EbmhybridError, TrainingError, UsageError
 from ebmhybrid.kernels.support import check_backend
 from ebmhybrid.schema import Recipe
 from ebmhybrid.training import checkpoint
-from ebmhybrid.training.guard import DivergedError, divergence, roll_back
+from ebmhybrid.training.guard import DivergedError, check_weights, divergence, roll_back
 from ebmhybrid.training.interrupt import Interrupt
 from ebmhybrid.training.log import RunLog
 from ebmhybrid.training.meter import Meter, validate
@@ -78,7 +78,8 @@ def train(
     # Dropout draws from the global generator; forked, so that the caller's stays as it was.
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         splits = load_data(recipe, str(data_dir), download)
-        parts = build_parts(recipe, splits, where, load_outliers(recipe, splits, str(data_dir), download))
+        outliers = load_outliers(recipe, splits, str(data_dir), download)
+        parts = build_parts(recipe, splits, where, outliers, resuming=resume is not None)
         if resume is None:
             folder = open_folder(Path(out) if out else fresh_folder(Path("runs", recipe.name)))
         else:
@@ -159,6 +160,8 @@ def _epoch(
         # Reading the loss waits for the device: each step on a CPU, where it is free, else at each pause.
         if pause or parts.device.type == "cpu":
             check(loss, terms, parts, folder)
+        if end and parts.sampler is not None:
+            check_weights(parts, terms)
         if pause:
             shown = meter.read()
             log.record("train", at.step, at.epoch, {**shown, "lr": float(parts.scheduler.get_last_lr()[0])})
@@ -201,6 +204,8 @@ def end_epoch(parts: Parts, folder: Path, log: RunLog, meter: Meter) -> None:
     Best is the highest validation accuracy, and among equals the lowest negative log-likelihood.
     """
     at = parts.progress
+    if parts.head_begins:
+        at.best = []  # a head on an unfinished encoder is no rival of one on the finished
     trained, figures = meter.read(), validate(parts.deployed, parts.splits.validation, parts.device)
     if not math.isfinite(figures["nll"]):
         if parts.sampler is not None:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ebmhybrid.energies import log_density
 from ebmhybrid.errors import TrainingError
 from ebmhybrid.schema import Guard
 from ebmhybrid.training import records
@@ -16,6 +17,7 @@ from ebmhybrid.training.log import RunLog
 from ebmhybrid.training.resume import restore
 from ebmhybrid.training.setup import Parts
 
+PROBE = 256  # validation images
 SLOWER = 0.5  # the factor of each rollback on the Langevin step and the learning rate
 
 
@@ -46,6 +48,22 @@ def divergence(loss: Tensor, terms: dict[str, Tensor], guard: Guard) -> str | No
     return None
 
 
+@torch.no_grad()
+def check_weights(parts: Parts, terms: dict[str, Tensor]) -> None:
+    """Look at the weights that are about to be saved: the step's loss was that of the weights before its update.
+
+    Raises:
+        DivergedError: the mean log density of validation images is further than max_gap from that of the step's data.
+    """
+    images = parts.splits.validation.images[:PROBE].to(parts.device).float() / 255
+    was_training = parts.model.training
+    density = log_density(parts.model.eval()(images)).mean()
+    parts.model.train(was_training)
+    change = (density - terms["log_density_data"].to(density)).abs().item()
+    if not change <= parts.recipe.guard.max_gap:
+        raise DivergedError(f"the update moved log densities by {change:.3g} nats")
+
+
 def roll_back(parts: Parts, folder: Path, log: RunLog, reason: str) -> None:
     """Back to the last saved state, with half the Langevin step, half the learning rate and another seed.
 
@@ -58,10 +76,12 @@ def roll_back(parts: Parts, folder: Path, log: RunLog, reason: str) -> None:
     if count > guard.max_rollbacks:
         jem = parts.recipe.objective.jem
         assert jem is not None
+        restore(parts, folder)
+        kept = f"{folder / 'checkpoints' / 'last.safetensors'}, of step {parts.progress.step}"
         raise TrainingError(
             f"training diverged at step {diverged_at} ({reason}), after {guard.max_rollbacks} rollbacks; the last good "
-            f"checkpoint is {folder / 'checkpoints' / 'last.safetensors'}. Try a smaller objective.jem.step_size than "
-            f"{jem.step_size:g} or a smaller optimizer.lr than {parts.recipe.optimizer.lr:g}"
+            f"checkpoint is {kept}. Try a smaller objective.jem.step_size than {jem.step_size:g} or a smaller "
+            f"optimizer.lr than {parts.recipe.optimizer.lr:g}"
         )
     restore(parts, folder)
     at = parts.progress

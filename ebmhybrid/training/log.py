@@ -59,6 +59,7 @@ class RunLog:
 
     def rewind(self, step: int) -> None:
         """Forget rows of later steps, which are taken again."""
+        self.first_step, self.started = step, time.monotonic()
         self.jsonl.close()
         self._keep_rows_until(step)
         self.jsonl = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")

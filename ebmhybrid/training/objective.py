@@ -16,7 +16,7 @@ from ebmhybrid.losses.baselines import (
 )
 from ebmhybrid.losses.jem import jem_log_density, jem_loss
 from ebmhybrid.losses.rowwise import row_terms, weighted_sum
-from ebmhybrid.schema import Objective
+from ebmhybrid.terms import Objective
 
 Found = dict[str, tuple[float, Tensor]]
 
@@ -79,6 +79,11 @@ class CombinedLoss(nn.Module):
             watched = {"log_density_data": data.mean(), "log_density_samples": samples.mean()}
         loss = weighted_sum((1.0, hybrid), *found.values())
         return loss, {**parts, **{name: value for name, (_, value) in found.items()}, **watched}
+
+    def push(self, logits: Tensor) -> None:
+        """Put a batch into the bank, as each call does by itself in training mode."""
+        if self.hdge is not None and self.hdge.bank is not None:
+            self.hdge.fill_bank(logits)
 
     def _row_terms(self, logits: Tensor, targets: Tensor) -> Found:
         """Cross-entropy and z-loss, from one look at the rows."""

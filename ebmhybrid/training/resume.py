@@ -34,6 +34,8 @@ def resumed_recipe(folder: Path, overrides: list[str]) -> Recipe:
         raise CheckpointError(
             f"{folder}: a one_cycle schedule cannot be made longer or shorter. Start a new run for that"
         )
+    if saved.objective.supcon is not None and "training.epochs" in differing:
+        raise CheckpointError(f"{folder}: the stages of supcon are counted in epochs. Start a new run for that")
     return changed
 
 

@@ -17,24 +17,29 @@ def ascent_direction(weights: list[Tensor], gradients: list[Tensor], rho: float,
         SAM     e = rho g / ||g||_2
         ASAM    e = rho w^2 g / || |w| g ||_2     (elementwise products: the radius is relative to each weight)
 
-    Norms are over all weights together. A gradient of 0 gives 0.
+    Norms are over all weights together; a gradient of 0 gives 0. The eta that the paper of ASAM adds to |w| is 0 here,
+    as in the release of SADA-JEM.
 
     >>> [e.tolist() for e in ascent_direction([torch.tensor([2.0, 0.0])], [torch.tensor([3.0, 4.0])], 0.5, False)]
     [[0.30000001192092896, 0.4000000059604645]]
     >>> [e.tolist() for e in ascent_direction([torch.tensor([2.0, 0.0])], [torch.tensor([3.0, 4.0])], 0.5, True)]
     [[1.0, 0.0]]
     """
-    scales = [weight.abs() if adaptive else torch.ones_like(weight) for weight in weights]
-    scaled = [scale * gradient for scale, gradient in zip(scales, gradients, strict=True)]
-    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(part) for part in scaled]))
-    return [rho * scale * part / (norm + EPS) for scale, part in zip(scales, scaled, strict=True)]
+    scaled = gradients
+    if adaptive:
+        scaled = [weight.abs() * gradient for weight, gradient in zip(weights, gradients, strict=True)]
+    factor = rho / (torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(part) for part in scaled])) + EPS)
+    if not adaptive:
+        return [factor * part for part in scaled]
+    return [factor * weight.abs() * part for weight, part in zip(weights, scaled, strict=True)]
 
 
 @contextmanager
 def perturbed(modules: nn.Module, rho: float, adaptive: bool) -> Iterator[None]:
     """Inside, the weights stand at the ascent direction from where they were; after it, exactly there again.
 
-    Weights without gradient stay. Running statistics of BatchNorm do not move inside: they belong to the true weights.
+    Weights without gradient stay. Running means and variances of BatchNorm do not move inside: they belong to the true
+    weights. Its count of batches does, which matters to none of its uses here.
     """
     weights = [weight for weight in modules.parameters() if weight.grad is not None]
     kept = [weight.detach().clone() for weight in weights]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,9 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ebmhybrid.data import ImageSet
+from ebmhybrid.errors import RecipeError
 from ebmhybrid.losses.jem import jem_log_density
 from ebmhybrid.sampling import GaussianStart, ReplayBuffer, UniformStart, proximal_sgld, sgld
-from ebmhybrid.schema import JEMTerm
+from ebmhybrid.terms import JEMTerm
+
+LARGEST = 64 * 2**30  # bytes of a buffer, or of the factors of Gaussian starts
 
 
 class Sampler(nn.Module):
@@ -28,6 +32,12 @@ class Sampler(nn.Module):
     ) -> None:
         super().__init__()
         self.term, self.buffer, self.layout = term, buffer, layout
+
+    def check_buffer(self) -> None:
+        """A ValueError unless the buffer holds images that chains can go on from."""
+        images = self.buffer.images
+        if not images.isfinite().all() or (self.term.clamp and not 0 <= images.min() <= images.max() <= 1):
+            raise ValueError(f"its replay buffer holds values {images.min():g}..{images.max():g}")
 
     def labels_for(self, labels: Tensor, generator: torch.Generator | None) -> Tensor:
         """The classes of a step's chains: the batch's own for log p(x|y), else drawn uniformly, one a chain."""
@@ -97,8 +107,10 @@ def build_sampler(
     """The sampler of a recipe, its buffer filled with fresh starts.
 
     Raises:
-        EbmhybridError: a buffer with less than one slot a class, or a class without images to start from.
+        EbmhybridError: a buffer with less than one slot a class, more memory than a machine has, or a class without
+            images to start from.
     """
+    _check_size(term, train)
     start: nn.Module = UniformStart(train.shape)
     if term.start == "gaussian":
         start = GaussianStart.fit(train.images, train.labels, train.num_classes)
@@ -112,3 +124,19 @@ def build_sampler(
         generator=generator,
     )
     return Sampler(term, buffer, layout)
+
+
+def _check_size(term: JEMTerm, train: ImageSet) -> None:
+    """What would not fit is refused before anything is allocated."""
+    values, classes = math.prod(train.shape), train.num_classes
+    if term.buffer_size < classes:
+        raise RecipeError(f"objective.jem.buffer_size = {term.buffer_size}: must be at least the {classes} classes")
+    needs = {f"buffer_size = {term.buffer_size}": 4 * term.buffer_size * values}
+    if term.start == "gaussian":
+        needs["start = gaussian"] = 4 * classes * values**2
+    for what, size in needs.items():
+        if size > LARGEST:
+            raise RecipeError(
+                f"objective.jem.{what}: takes {size / 2**30:,.0f} GiB for {classes} classes of {train.shape} images, "
+                f"more than {LARGEST / 2**30:.0f}"
+            )

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
 from ebmhybrid.data import ImageSet, Splits, count_batches, load_set, load_splits
-from ebmhybrid.errors import RecipeError
+from ebmhybrid.errors import CheckpointError, RecipeError
 from ebmhybrid.models import build_model
 from ebmhybrid.schema import Recipe
 from ebmhybrid.training.checkpoint import load_model
@@ -78,10 +78,20 @@ class Parts:
         return self.model if self.average is None else self.average.module
 
     @property
+    def encoder_epochs(self) -> int:
+        """Epochs until the linear head goes on alone, with supcon; without it all of them."""
+        supcon = self.recipe.objective.supcon
+        return self.recipe.training.epochs - (supcon.head_epochs if supcon is not None else 0)
+
+    @property
     def head_only(self) -> bool:
         """Whether the encoder is done and only the linear head on its features goes on learning."""
-        supcon = self.recipe.objective.supcon
-        return supcon is not None and self.progress.epoch >= self.recipe.training.epochs - supcon.head_epochs
+        return self.recipe.objective.supcon is not None and self.progress.epoch >= self.encoder_epochs
+
+    @property
+    def head_begins(self) -> bool:
+        """Whether this is the first epoch of the head alone."""
+        return self.head_only and self.progress.epoch == self.encoder_epochs
 
     def _stateful(self) -> Iterator[tuple[str, Any]]:
         yield from (
@@ -112,7 +122,16 @@ class Parts:
         torch.set_rng_state(state["torch_rng"])
         if state["cuda_rng"] and self.device.type == "cuda":
             torch.cuda.set_rng_state_all(state["cuda_rng"])
-        vars(self.progress).update(vars(Progress(**state["progress"])))  # in place: the loop holds on to it
+        vars(self.progress).update(vars(self._checked(Progress(**state["progress"]))))  # in place: the loop holds it
+        if self.sampler is not None:
+            self.sampler.check_buffer()
+
+    def _checked(self, at: Progress) -> Progress:
+        counts = (at.step, at.epoch, at.step_in_epoch, at.rollbacks)
+        fit = all(isinstance(count, int) and count >= 0 for count in counts) and at.step_in_epoch < self.steps_per_epoch
+        if not fit or len(at.best) not in (0, 3) or not all(isinstance(value, (int, float)) for value in at.best):
+            raise ValueError(f"its progress makes no sense: {vars(at)}")
+        return at
 
 
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:
@@ -154,8 +173,13 @@ def load_outliers(recipe: Recipe, splits: Splits, data_dir: str, download: bool)
     return outliers.adapt(shape[0], shape[1])
 
 
-def build_parts(recipe: Recipe, splits: Splits, device: torch.device, outliers: ImageSet | None = None) -> Parts:
-    """Build what the recipe names, with weights drawn from its seed. The caller owns torch's global random state."""
+def build_parts(
+    recipe: Recipe, splits: Splits, device: torch.device, outliers: ImageSet | None = None, *, resuming: bool = False
+) -> Parts:
+    """Build what the recipe names, with weights drawn from its seed, or those of `model.init` unless it is resumed.
+
+    The caller owns torch's global random state.
+    """
     pad = recipe.data.augment.pad
     if pad >= splits.train.shape[1]:
         size = splits.train.shape[1]
@@ -169,7 +193,7 @@ def build_parts(recipe: Recipe, splits: Splits, device: torch.device, outliers: 
     }
     model = build_model(**architecture)
     _try_on(model, splits, recipe)
-    if recipe.model.init is not None:
+    if recipe.model.init is not None and not resuming:
         _start_from(model, recipe.model.init)
     num_features = model.head.in_features if recipe.objective.supcon else 0  # type: ignore[union-attr]
     objective = CombinedLoss(recipe.objective, splits.train.num_classes, num_features).to(device)  # type: ignore[arg-type]
@@ -225,6 +249,8 @@ def _start_from(model: nn.Module, path: str) -> None:
     """Take over the weights of a run or weight file of the same architecture."""
     try:
         model.load_state_dict(load_model(path).state_dict())
+    except CheckpointError as error:
+        raise CheckpointError(f"model.init = {path!r}: {error}") from error
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise RecipeError(f"model.init = {path!r}: its weights do not fit the model ({reason[:300]})") from error

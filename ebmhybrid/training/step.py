@@ -40,11 +40,15 @@ def train_step(
     """Augment, sample, a forward pass for each kind of images, loss, backward, update. No value is read back."""
     settings, optimizer = parts.recipe.training, parts.recipe.optimizer
     batch = prepare(parts, forward, images, labels)
-    loss, terms, correct = losses(parts, forward, batch)
+    if optimizer.sam_rho:
+        parts.objective.eval()  # both gradients are of one loss: the bank takes the batch after them
+    loss, terms, logits = losses(parts, forward, batch)
     parts.optimizer.zero_grad(set_to_none=True)
     parts.scaler.scale(loss).backward()
     if optimizer.sam_rho:
         _sharpness_aware(parts, forward, batch)
+        parts.objective.train()
+        parts.objective.push(logits)
     weights = [*parts.model.parameters(), *parts.objective.parameters()]
     if parts.sampler is not None:
         terms["grad_norm"] = nn.utils.get_total_norm([w.grad for w in weights if w.grad is not None])
@@ -56,6 +60,7 @@ def train_step(
     parts.scheduler.step()
     if parts.average is not None:
         parts.average.update_parameters(parts.model)
+    correct = (logits.argmax(1) == labels).sum()
     return loss.detach(), {key: value.detach() for key, value in terms.items()}, correct
 
 
@@ -98,7 +103,7 @@ def prepare(parts: Parts, forward: Forward, images: Tensor, labels: Tensor) -> B
 
 
 def losses(parts: Parts, forward: Forward, batch: Batch) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-    """The loss, its parts, and how many of the labels are predicted right.
+    """The loss, its parts, and the logits of the batch's own images.
 
     Data and samples go through the network one after the other: BatchNorm must not mix them.
     """
@@ -113,7 +118,7 @@ def losses(parts: Parts, forward: Forward, batch: Batch) -> tuple[Tensor, dict[s
             contrast = Contrast(data, forward(batch.samples), batch.labels, batch.sample_labels)
     reference = logits[n:] if len(logits) > n else None
     loss, terms = parts.objective(logits[:n], batch.targets, reference, contrast=contrast, views=views)
-    return loss, terms, (logits[:n].argmax(1) == batch.labels).sum()
+    return loss, terms, logits[:n].detach()
 
 
 def _through_features(parts: Parts, batch: Batch) -> tuple[Tensor, Tensor | None]:
@@ -134,9 +139,7 @@ def _sharpness_aware(parts: Parts, forward: Forward, batch: Batch) -> None:
     settings, modules = parts.recipe.optimizer, nn.ModuleList([parts.model, parts.objective])
     with perturbed(modules, settings.sam_rho, settings.sam_adaptive):
         parts.optimizer.zero_grad(set_to_none=True)
-        parts.objective.eval()  # the bank takes each batch once
         losses(parts, forward, batch)[0].backward()
-        parts.objective.train()
 
 
 def _autocast(parts: Parts) -> torch.autocast:
