@@ -149,6 +149,10 @@ def _read(file: Path) -> dict[str, Any]:
             f"{file}: schema_version is {content['schema_version']!r}, and this version of ebmhybrid reads "
             f"{' and '.join(SCHEMA_VERSIONS)}; evaluate again, or install a newer version"
         )
+    if "accuracy" not in content and isinstance(content.get("generation"), dict):
+        raise EbmhybridError(
+            f"{file}: what `ebmhybrid sample` found, no evaluation; `ebmhybrid eval RUN --samples N` has samples in one"
+        )
     for key, kind in (("context", dict), ("versions", dict), ("sets", list), ("accuracy", dict)):
         if not isinstance(content.get(key), kind):
             raise EbmhybridError(f"{file}: damaged results: {key!r} is missing or of the wrong type")

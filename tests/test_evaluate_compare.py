@@ -415,6 +415,12 @@ def test_damaged_results_are_named(written: Callable[..., list[Path]], change: C
         compare_results(written(change))
 
 
+def test_what_sample_found_is_told_from_an_evaluation(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text('{"schema_version": "1", "generation": {"rows": []}}')
+    with pytest.raises(EbmhybridError, match=r"what `ebmhybrid sample` found.*eval RUN --samples N"):
+        compare_results([tmp_path, tmp_path])
+
+
 def test_the_second_schema_is_read_too(written: Callable[..., list[Path]]) -> None:
     assert compare_results(written(lambda content: content.update(schema_version="2"))).notes == ()
 

@@ -115,6 +115,8 @@ def sgld(
 ) -> Tensor:
     """Samples by stochastic gradient Langevin dynamics: chains that start at x0 and climb a log density with noise.
 
+        x_{k+1} = clamp( x_k + a_k clip(d log p(x_k) / dx) + s_k z_k ),   z_k ~ N(0, I),   k = 0 .. K - 1
+
     Source: Welling & Teh 2011; the defaults are JEM's, turned to images in [0, 1] (Grathwohl et al. 2020). A model
     stays in the mode that it is in: call `model.eval()` first, so that BatchNorm and dropout do not mix the chains.
     Its parameters gather no gradient.

@@ -48,7 +48,10 @@ def proximal_sgld(
     generator: torch.Generator | None = None,
     clamp: Bounds | None = (0.0, 1.0),
 ) -> Tensor:
-    """Samples by proximal Langevin dynamics: the formula above, K outer steps of one network pass each.
+    """Samples by proximal Langevin dynamics: K outer steps of one network pass each, M inner ones of the first layer.
+
+        p = d rest(first(x_k)) / d first(x_k),   y_0 = x_k + a J(x_k)^T p,   J = d first / dx
+        y_{i+1} = clamp( y_i + b clip(J(y_i)^T p) ),  i < M,   x_{k+1} = clamp( y_M + s z_k )
 
     Source: Yang & Ji 2021 (JEM++). The defaults are those of their released script for images in [-1, 1] (5 and 5
     steps, a = 1, b = 0.2, clip 1, no noise) turned to [0, 1], where g is twice as large and lengths are half as long:
