@@ -416,9 +416,10 @@ def test_damaged_results_are_named(written: Callable[..., list[Path]], change: C
 
 
 def test_what_sample_found_is_told_from_an_evaluation(tmp_path: Path) -> None:
-    (tmp_path / "results.json").write_text('{"schema_version": "1", "generation": {"rows": []}}')
-    with pytest.raises(EbmhybridError, match=r"what `ebmhybrid sample` found.*eval RUN --samples N"):
-        compare_results([tmp_path, tmp_path])
+    for name in ("a.json", "b.json"):
+        (tmp_path / name).write_text('{"schema_version": "1", "generation": {"rows": []}}')
+    with pytest.raises(EbmhybridError, match=r"a\.json: what `ebmhybrid sample` found.*eval RUN --samples N"):
+        compare_results([tmp_path / "a.json", tmp_path / "b.json"])
 
 
 def test_the_second_schema_is_read_too(written: Callable[..., list[Path]]) -> None:
