@@ -75,7 +75,10 @@ measure_options = options(
     click.option("--attack-detector", is_flag=True, default=None, help="Attack the OOD score too."),
     click.option("--refine", is_flag=True, default=None, help="Attack SGLD-refined inference too: very slow."),
     click.option(
-        "--samples", type=click.IntRange(min=0), metavar="N", help="Draw N images from the model and measure them too."
+        "--samples",
+        type=click.IntRange(0, 10_000_000),
+        metavar="N",
+        help="Draw N images, 0 or at least 2, from the model and measure them too.",
     ),
     click.option("--seed", type=SEED, metavar="N", help="Of attacks and samples.  [default: the recipe's, 0]"),
     click.option(
@@ -129,9 +132,11 @@ def evaluate(ctx: click.Context, run: str | None, out: str | None, as_json: bool
         if out is not None:
             check_replaceable(Path(out).absolute())  # before the work whose results it would lose
         subject, result = _evaluated(run, given)
-        if not as_json:
-            click.echo(result.table())  # first: should saving fail, the figures are not lost
-        folder = result.save(out or evaluation_folder(subject))
+        try:
+            folder = result.save(out or evaluation_folder(subject))
+        finally:
+            if not as_json:
+                click.echo(result.table())  # also where saving fails: the figures are not lost
         if as_json:
             click.echo((folder / "results.json").read_text(encoding="utf-8"), nl=False)
             return
@@ -148,6 +153,8 @@ def _check_combination(ctx: click.Context) -> None:
     for name in typed:
         if ctx.params[name] == "":
             raise click.UsageError(f"{spelled[name]} is empty")
+    if ctx.params["samples"] == 1:
+        raise click.UsageError("--samples must be 0 or at least 2, which figures need, got 1")
     subjects = [spelled[name] for name in ("run", "model", "logits") if name in typed]
     if len(subjects) > 1:
         raise click.UsageError(f"{' and '.join(subjects)} exclude each other: evaluate one at a time")

@@ -9,7 +9,7 @@ import click
 
 from ebmhybrid.terminal import Examples, bar, data_options, guarded
 
-FROM_TWO = click.IntRange(min=2)
+NUM = click.IntRange(2, 10_000_000)
 FROM_ZERO = click.IntRange(min=0)
 AT_LEAST_0 = click.FloatRange(min=0)
 
@@ -25,7 +25,7 @@ AT_LEAST_0 = click.FloatRange(min=0)
     """,
 )
 @click.argument("run", required=False)
-@click.option("--num", type=FROM_TWO, metavar="N", help="How many.  [default: 100; all images of --start npz:PATH]")
+@click.option("--num", type=NUM, metavar="N", help="How many.  [default: 100; all images of --start npz:PATH]")
 @click.option(
     "--class",
     "classes",
@@ -65,16 +65,17 @@ def sample(ctx: click.Context, run: str | None, out: str | None, as_json: bool, 
 
     def work() -> None:
         from ebmhybrid.generation.files import check_empty
-        from ebmhybrid.runs import newest_run, sample_run, samples_folder
+        from ebmhybrid.runs import newest_run, sample_run, samples_root, save_samples
 
-        if out is not None:
-            check_empty(Path(out))  # before the work whose results it would lose
         chosen = newest_run() if run is None else Path(run)
+        check_empty(Path(out) if out is not None else samples_root(chosen) / "new")  # before work that would be lost
         asked = {name: value for name, value in given.items() if value not in (None, ())}
         result = sample_run(chosen, download=not asked.pop("no_download"), progress=bar, **asked)
-        if not as_json:
-            click.echo(result.figures.table())  # first: should saving fail, the figures are not lost
-        folder = result.save(out or samples_folder(chosen))
+        try:
+            folder = save_samples(result, chosen, out)
+        finally:
+            if not as_json:
+                click.echo(result.figures.table())  # also where saving fails: the figures are not lost
         if as_json:
             click.echo((folder / "results.json").read_text(encoding="utf-8"), nl=False)
             return

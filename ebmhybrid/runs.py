@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -115,7 +115,7 @@ def sample_run(
     Arguments:
         run: a run directory or a .safetensors file.
         judge: a run of the same classes and shape, in whose features and by whose labels samples are measured; "none"
-            leaves these figures out, and None is a small classifier trained once and kept under RUN/judge.
+            leaves these figures out, and None is a small classifier trained once and kept in RUN/cache.
         inception: a file of the Inception network's weights, for FID, KID and Inception score.
         asked: what to draw, the arguments of :func:`ebmhybrid.generation.settings.choose`: num, classes, start ...
 
@@ -142,10 +142,7 @@ def _sampled(
     **measured: Any,
 ) -> SampleResult:
     subject = Subject(opened.model, opened.weights, opened.recipe, splits, opened.device)
-    # On a terminal training a judge shows how far it is, where the caller shows a bar of its own.
-    shown = progress is not None and sys.stderr is not None and sys.stderr.isatty()
-    where = {"data_dir": source.data_dir, "download": source.download, "progress": shown}
-    find_judge = partial(judge_of, subject, judge, home / "judge", **where)  # type: ignore[arg-type]
+    find_judge = partial(judge_of, subject, judge, home / "cache", progress)
     return generate(subject, settings, find_judge, source.load, context=opened.context(), progress=progress, **measured)
 
 
@@ -200,9 +197,23 @@ def evaluation_folder(path: str | Path) -> Path:
     return fresh_folder(home_of(path) / "eval")
 
 
-def samples_folder(path: str | Path) -> Path:
-    """Make the folder of samples: <run>/samples/<date-time>, or beside a lone file."""
-    return fresh_folder(home_of(path) / "samples")
+def samples_root(path: str | Path) -> Path:
+    """Where the folders of samples are made: <run>/samples, or beside a lone file."""
+    return home_of(path) / "samples"
+
+
+def save_samples(result: SampleResult, run: str | Path, out: str | Path | None = None) -> Path:
+    """Write samples to `out`, else to <run>/samples/<date-time>, which is gone again should that fail."""
+    if out is not None:
+        return result.save(out)
+    folder = fresh_folder(samples_root(run))
+    try:
+        return result.save(folder)
+    except BaseException:
+        with suppress(OSError):
+            folder.rmdir()
+            folder.parent.rmdir()
+        raise
 
 
 def _splits(recipe: Recipe, weights: Path, data_dir: str | Path, download: bool) -> Splits:

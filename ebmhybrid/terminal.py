@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
@@ -121,7 +122,7 @@ data_options = options(
 
 
 def guarded(work: Callable[[], T]) -> T:
-    """Run a command's work; a user's mistake or a failed write becomes one line and an exit status, no traceback."""
+    """Run a command's work; a user's mistake, a failed write or want of memory becomes one line and an exit status."""
     try:
         return work()
     except BrokenPipeError:  # the reader of a pipe has gone: click ends quietly
@@ -130,6 +131,16 @@ def guarded(work: Callable[[], T]) -> T:
         raise WrongUsage(str(error)) from error
     except (EbmhybridError, OSError) as error:
         raise click.ClickException(str(error)) from error
+    except (MemoryError, RuntimeError) as error:
+        # torch raises plain RuntimeErrors, worded by each allocator; numpy a MemoryError that says how much.
+        if not isinstance(error, MemoryError) and not re.search(_NO_MEMORY, str(error)):
+            raise
+        size = re.search(r"allocate ([\d.]+ \w+)", str(error))
+        asked = f": {size[1]} were asked for at once" if size else ""
+        raise click.ClickException(f"not enough memory{asked}; ask for fewer images, or smaller batches") from error
+
+
+_NO_MEMORY = "out of memory|not enough memory|can't allocate memory|Storage size calculation overflowed"
 
 
 def bar(batches: Iterable[Any], text: str) -> Iterable[Any]:

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,14 +48,17 @@ def save(result: SuiteResult, folder: Path) -> Path:
 
 
 @contextmanager
-def replaced(folder: Path) -> Iterator[Path]:
+def replaced(folder: Path, what: str = "the evaluation") -> Iterator[Path]:
     """A new folder beside `folder` that takes its place when the block ends without an error, else vanishes.
+
+    Arguments:
+        what: is written, for messages.
 
     Raises:
         EbmhybridError: `folder` is a file, holds anything that is not an evaluation's, or cannot be written.
     """
     folder = Path(folder).absolute()
-    check_replaceable(folder)
+    check_replaceable(folder, what)
     fresh = folder.with_name(f".{folder.name}.{uuid4().hex[:8]}.new")
     old = fresh.with_suffix(".old")
     try:
@@ -69,28 +73,43 @@ def replaced(folder: Path) -> Iterator[Path]:
                 old.rename(folder)
             raise
     except OSError as error:
-        raise EbmhybridError(f"cannot write the evaluation to {folder}: {error.strerror or error}") from error
+        raise EbmhybridError(f"cannot write {what} to {folder}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)
 
 
-def check_replaceable(folder: Path) -> None:
+def check_replaceable(folder: Path, what: str = "the evaluation") -> None:
     """Refuse to replace what is not ours: replacing a folder removes what it held."""
-    if not folder.name:
-        raise EbmhybridError(f"cannot write the evaluation to {folder}: name a folder")
-    try:
-        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-            raise EbmhybridError(f"cannot write the evaluation to {folder}: it is not a folder")
-    except OSError as error:  # a path through a file
-        raise EbmhybridError(f"cannot write the evaluation to {folder}: {error.strerror}") from error
+    check_folder(folder, what)
     foreign = sorted(entry.name for entry in folder.iterdir() if entry.name not in OURS) if folder.exists() else []
     if foreign:
         raise EbmhybridError(
-            f"cannot write the evaluation to {folder}: it holds {foreign[0]!r}, which is no part of one;"
+            f"cannot write {what} to {folder}: it holds {foreign[0]!r}, which is no part of one;"
             " choose a new or an empty folder"
         )
+
+
+def check_folder(folder: Path, what: str) -> None:
+    """An error for a path that is no folder's."""
+    if not folder.name:
+        raise EbmhybridError(f"cannot write {what} to {folder}: name a folder")
+    try:
+        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+            raise EbmhybridError(f"cannot write {what} to {folder}: it is not a folder")
+    except OSError as error:  # a path through a file
+        raise EbmhybridError(f"cannot write {what} to {folder}: {error.strerror}") from error
+
+
+def check_writable(path: Path, what: str) -> None:
+    """An error where `path` could not be made, said before the work that it would be made for."""
+    try:
+        there = next(parent for parent in path.absolute().parents if parent.exists())
+        with tempfile.TemporaryDirectory(dir=there, prefix="."):
+            pass
+    except OSError as error:
+        raise EbmhybridError(f"cannot write {what} to {path}: {error.strerror or error}") from error
 
 
 def dumps(content: Any) -> str:

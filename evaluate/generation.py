@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ebmhybrid.errors import EbmhybridError
+
 from .features import ends_in_head
 from .generation_features import InceptionWeights, inception_features
 from .generation_metrics import nearest
@@ -79,22 +81,25 @@ def evaluate_generation(
     >>> [(row["group"], row["of"], row["n"]) for row in result.rows]
     [('diversity', 'samples', 9), ('diversity', 'test', 9), ('log_density', 'samples', 9), ('log_density', 'test', 20)]
     """
-    for data in (reference, train or ()):
+    for data in (reference, () if train is None else train):
         check_repeatable(data)
     shown_chains, classes = checked_chains(chains), class_names(reference)
-    drawn = checked_samples(samples, labels, len(classes))
     weights = InceptionWeights.read(inception) if inception is not None else None
     shared: dict[str, Any] = {"device": device, "progress": progress}
     real = Images.read(reference, TEST)
+    drawn = checked_samples(samples, labels, len(classes) or int(real.labels.max()) + 1)
     pool, floor = (None, None) if train is None else (Images.read(train, TRAIN, n) for n in (None, len(drawn)))
     check_sets(drawn, real, pool)
     asked = None if labels is None else drawn.labels.numpy()
-    names = named(classes, len(classes) or int(drawn.labels.max()) + 1)
-    judged, found = None, None
+    names, judged, found = classes, None, None
     rows: list[Row] = []
     if judge is not None:
         seen = _seen_by(judge, drawn, real, floor, asked is not None, shared)
         judged = seen[SAMPLES]
+        if classes and judged.logits.shape[1] != len(classes):
+            raise EbmhybridError(
+                f"the judge tells {judged.logits.shape[1]} classes apart, and set {real.name!r} has {len(classes)}"
+            )
         names = named(classes, judged.logits.shape[1])
         rows += _by_judge(judge_name, seen, asked, names)
     if weights is not None:

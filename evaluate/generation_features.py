@@ -43,10 +43,16 @@ def features_of(
     >>> features_of(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), torch.ones(2, 1, 2, 2)).tolist()
     [[1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0]]
     """
+    _check_batch_size(batch_size)
     unlabelled = [(part, torch.zeros(len(part), dtype=torch.int64)) for part in images.split(batch_size)]
     found = predict(model, unlabelled, device, progress, name="images", features=True).features
     assert found is not None  # asked for
     return found.astype(np.float64)
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise EbmhybridError(f"batch_size must be at least 1, got {batch_size}")
 
 
 @dataclass(frozen=True)
@@ -84,8 +90,10 @@ class InceptionWeights:
             state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         except Exception as error:  # whatever a damaged or hostile pickle brings up
             raise EbmhybridError(f"{path} is no weight file: {type(error).__name__} while reading it") from error
-        if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-            raise EbmhybridError(f"{path} is no weight file: it holds no dictionary of tensors")
+        if not isinstance(state, Mapping) or not all(
+            isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+        ):
+            raise EbmhybridError(f"{path} is no weight file: it holds no dictionary of named tensors")
         return cls(path.name, hashlib.sha256(content).hexdigest(), state)
 
     def network(self) -> nn.Module:
@@ -137,6 +145,7 @@ def inception_features(
             not installed.
     """
     check_images(images, "images")
+    _check_batch_size(batch_size)
     if images.shape[1] not in (1, 3) or not len(images):
         raise EbmhybridError(f"Inception takes N >= 1 images of 1 or 3 channels, got {tuple(images.shape)}")
     read = weights if isinstance(weights, InceptionWeights) else InceptionWeights.read(weights)

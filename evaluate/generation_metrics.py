@@ -10,6 +10,7 @@ with its published weights, and nowhere else: the values depend on the features.
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from ebmhybrid.errors import EbmhybridError
 Values = np.ndarray | Tensor
 _CHUNK = 1024  # rows of a matrix of pairs: 1024 x 8192 float64 are 64 MB
 _WIDE = 8192
+_LARGEST = 1e20  # of a feature: the jackknife takes its 12th power, and float64 ends at 1e308
 
 
 class Estimate(NamedTuple):
@@ -30,12 +32,19 @@ class Estimate(NamedTuple):
 
 
 def checked_rows(values: Values, name: str, least: int = 2) -> np.ndarray:
-    """Values as float64 (N, D) with N >= `least`, finite, or an EbmhybridError that names them."""
-    rows = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values).astype(np.float64)
+    """Values as float64 (N, D) with N >= `least`, finite and at most 1e20, or an EbmhybridError that names them."""
+    if isinstance(values, Tensor):  # numpy has no bfloat16
+        values = (values if values.is_complex() else values.double()).detach().cpu().numpy()
+    rows = np.asarray(values)
+    if rows.dtype.kind not in "biuf":
+        raise EbmhybridError(f"{name} must be real numbers, got {rows.dtype}")
+    rows = rows.astype(np.float64)
     if rows.ndim != 2 or rows.shape[1] == 0 or len(rows) < least:
         raise EbmhybridError(f"{name} must be (N, D) with N >= {least} and D >= 1, got shape {rows.shape}")
     if bad := int((~np.isfinite(rows)).sum()):
         raise EbmhybridError(f"{name} must be finite, got {bad} NaN or inf of {rows.size}")
+    if (largest := float(np.abs(rows).max())) > _LARGEST:
+        raise EbmhybridError(f"{name} must be at most {_LARGEST:g} in size, got {largest:g}: figures would overflow")
     return rows
 
 
@@ -157,8 +166,8 @@ def inception_score(probabilities: Values, splits: int = 10, rng: np.random.Gene
     rows = checked_rows(probabilities, "probabilities", least=1)
     if (rows < 0).any() or (np.abs(rows.sum(axis=1) - 1) > 1e-4).any():
         raise EbmhybridError("probabilities must be at least 0 and each row must sum to 1")
-    if not 1 <= splits <= len(rows):
-        raise EbmhybridError(f"splits must lie in [1, {len(rows)}], the number of rows, got {splits}")
+    if not isinstance(splits, Integral) or not 1 <= splits <= len(rows):
+        raise EbmhybridError(f"splits must be a whole number in [1, {len(rows)}], the number of rows, got {splits}")
     order = (np.random.default_rng(0) if rng is None else rng).permutation(len(rows))
     scores = [_score_of(part) for part in np.array_split(rows[order], splits)]
     return Estimate(float(np.mean(scores)), float(np.std(scores)))

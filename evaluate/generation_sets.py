@@ -59,7 +59,7 @@ def checked_samples(samples: Tensor, labels: Tensor | None, classes: int) -> Ima
     """The samples as a set, labels of 0 where none were given.
 
     Arguments:
-        classes: how many the reference names; 0 where it names none.
+        classes: how many the reference has.
     """
     check_images(samples, SAMPLES)
     if len(samples) < 2:
@@ -69,12 +69,14 @@ def checked_samples(samples: Tensor, labels: Tensor | None, classes: int) -> Ima
         raise EbmhybridError(
             f"labels of samples must be integers of shape ({len(samples)},), got {targets.dtype} {tuple(targets.shape)}"
         )
-    check_labels(targets.numpy(), classes or int(targets.max()) + 1, SAMPLES)
+    check_labels(targets.numpy(), classes, SAMPLES)
     return Images(SAMPLES, SAMPLES, samples.detach().cpu().float(), targets.long())
 
 
 def check_sets(drawn: Images, real: Images, pool: Images | None) -> None:
-    """An error for images of another shape than the samples."""
+    """An error for images of another shape than the samples, and for a reference of a single image."""
+    if len(real) < 2:
+        raise EbmhybridError(f"set {real.name!r}: samples are measured against at least 2 images, got {len(real)}")
     shape = tuple(drawn.images.shape[1:])
     for data in (real, pool):
         if data is not None and tuple(data.images.shape[1:]) != shape:
@@ -99,9 +101,12 @@ def checked_chains(chains: Chains | None) -> tuple[tuple[int, ...], np.ndarray] 
     """Steps and images (T, M, C, H, W) of the chains, on the CPU."""
     if chains is None:
         return None
-    steps, images = chains
+    try:
+        steps, images = chains
+        found = f"{len(steps)} steps and {tuple(images.shape)}"
+    except (TypeError, ValueError, AttributeError):
+        raise EbmhybridError(f"chains must be (T steps, images (T, M, C, H, W)), got {type(chains).__name__}") from None
     if not isinstance(images, Tensor) or images.dim() != 5 or len(images) != len(steps) or not images.numel():
-        shape = tuple(getattr(images, "shape", ()))
-        raise EbmhybridError(f"chains must be (T steps, images (T, M, C, H, W)), got {len(steps)} steps and {shape}")
+        raise EbmhybridError(f"chains must be (T steps, images (T, M, C, H, W)), got {found}")
     check_images(images.flatten(0, 1), "chains")
     return tuple(int(step) for step in steps), images.detach().cpu().float().numpy()

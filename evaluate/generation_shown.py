@@ -24,10 +24,10 @@ def known_of(
     found: Found | None,
     densities: Mapping[str, np.ndarray],
 ) -> dict[str, Sequence[Any]]:
-    """Key of `Shown.rows` -> what is known of each sample."""
+    """Key of `Shown.rows` -> what is known of each sample; without names a class is its number."""
     known: dict[str, Sequence[Any]] = {"sample": range(len(drawn))}
     if asked is not None:
-        known["class"] = [names[label] for label in asked]
+        known["class"] = [names[label] if names else str(label) for label in asked]
     if judged is not None:
         known["judged"] = [names[label] for label in judged.logits.argmax(axis=1)]
     if found is not None:

@@ -23,6 +23,7 @@ from ebmhybrid.errors import UsageError
 from ebmhybrid.eval_sets import Source
 from ebmhybrid.evaluate import suite
 from ebmhybrid.evaluate.generation_features import InceptionWeights
+from ebmhybrid.evaluate.generation_result import GenerationResult
 from ebmhybrid.generation import files as sample_files
 from ebmhybrid.generation import generate as generating
 from ebmhybrid.generation import judge
@@ -182,7 +183,7 @@ def test_a_run_that_was_not_trained_with_samples(folder, tmp_path) -> None:
     with torch.no_grad():
         assert load_model(folder / "ce")(images).argmax(1).tolist() == y.tolist()
     assert found["context"]["judge"].startswith("WRN-10-1, cross-entropy + JEM, ")
-    assert not (folder / "ce" / "judge").exists()
+    assert not (folder / "ce" / "cache").exists()
 
 
 def test_a_lone_weight_file_has_no_buffer(run, tmp_path) -> None:
@@ -190,7 +191,7 @@ def test_a_lone_weight_file_has_no_buffer(run, tmp_path) -> None:
     result = call("sample", weights, "--num", "4", "--steps", "1", "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["settings"]["start"] == "uniform"
-    assert {path.name for path in tmp_path.iterdir()} == {"w.safetensors", "samples", "judge"}
+    assert {path.name for path in tmp_path.iterdir()} == {"w.safetensors", "samples", "cache"}
 
 
 def test_images_of_a_file_go_on_as_chains(run, tmp_path) -> None:
@@ -222,8 +223,20 @@ def test_inception_weights_are_passed_on(run, tmp_path, monkeypatch) -> None:
 
 def nothing(tmp: Path) -> Path:
     (tmp / "used").mkdir()
-    (tmp / "used" / "results.json").write_text("{}")
+    for name in ("results.json", "chains.png"):
+        (tmp / "used" / name).write_text("{}")
     return tmp / "used"
+
+
+def samples_in_the_way(run: Path, tmp: Path) -> Path:
+    copy = shutil.copytree(run, tmp / "copy")
+    (copy / "samples").write_text("")
+    return copy
+
+
+def without_y(tmp: Path) -> str:
+    np.savez(tmp / "x.npz", x=np.zeros((6, 8, 8), np.uint8))
+    return f"npz:{tmp / 'x.npz'}"
 
 
 def without_buffer(run: Path, tmp: Path) -> Path:
@@ -251,15 +264,18 @@ WRONG = {
     "missing run": (1, "none: no such run", lambda r, t: [t / "none"]),
     "empty run": (2, "RUN is empty", lambda r, t: [""]),
     "unknown option": (2, "--nun", lambda r, t: [r, "--nun", "5"]),
-    "none": (2, "0 is not in the range x>=2", lambda r, t: [r, "--num", "0"]),
-    "one": (2, "1 is not in the range x>=2", lambda r, t: [r, "--num", "1"]),
+    "none": (2, "0 is not in the range 2<=x<=10000000", lambda r, t: [r, "--num", "0"]),
+    "one": (2, "1 is not in the range 2<=x<=10000000", lambda r, t: [r, "--num", "1"]),
+    "too many": (2, "--num.*000 is not in the range 2<=x<=10000000", lambda r, t: [r, "--num", "1000000000000"]),
+    "far too many": (2, "--num.*999 is not in the range", lambda r, t: [r, "--num", "99999999999999999999"]),
     "num is no number": (2, "--num.*'x' is not a valid integer", lambda r, t: [r, "--num", "x"]),
     "negative steps": (2, "--steps.*-1 is not in the range x>=0", lambda r, t: [r, "--steps", "-1"]),
     "negative step": (2, "--step-size.*-1.0 is not in the range", lambda r, t: [r, "--step-size", "-1"]),
     "step is NaN": (2, "step_size must be at least 0 and finite, got nan", lambda r, t: [r, "--step-size", "nan"]),
     "noise is infinite": (2, "noise_std must be .* got inf", lambda r, t: [r, "--noise-std", "inf"]),
     "negative seed": (2, "--seed.*-1 is not in the range", lambda r, t: [r, "--seed", "-1"]),
-    "unknown class": (2, r"class '9': valid: 0, 1, 2.*number in 0\.\.6", lambda r, t: [r, "--class", "9"]),
+    "unknown class": (2, r"'9' is neither .* number in 0\.\.6: valid: 0, 1, 2", lambda r, t: [r, "--class", "9"]),
+    "class below 0": (2, r"'-1' is neither .* in 0\.\.6: did you mean '1'\?", lambda r, t: [r, "--class", "-1"]),
     "empty class": (2, "--class is empty", lambda r, t: [r, "--class", ""]),
     "unknown start": (2, "start 'unifrom': did you mean 'uniform'", lambda r, t: [r, "--start", "unifrom"]),
     "empty start": (2, "--start is empty", lambda r, t: [r, "--start", ""]),
@@ -275,6 +291,7 @@ WRONG = {
         "none.npz: there is no file",
         lambda r, t: [r.parent / "ce", "--start", f"npz:{t / 'none.npz'}"],
     ),
+    "file without y": (1, r"arrays x and y are needed, y is not", lambda r, t: [r, "--start", without_y(t)]),
     "more than the file has": (2, "num = 7: .*x.npz holds 6", lambda r, t: [r, "--start", npz(t), "--num", "7"]),
     "one image in the file": (1, "at least 2 images, it holds 1", lambda r, t: [r, "--start", npz(t, 1)]),
     "labels of other classes": (1, r"go up to 7, .*0\.\.6", lambda r, t: [r, "--start", npz(t, 8, 8)]),
@@ -283,9 +300,27 @@ WRONG = {
         "class does not go with start npz:",
         lambda r, t: [r, "--start", "npz:x", "--class", "0"],
     ),
-    "out is used": (1, "used: it is not empty; choose a new", lambda r, t: [r, "--out", nothing(t)]),
-    "out is a file": (1, "w: it is not a folder", lambda r, t: [r, "--out", shutil.copy(r / "env.json", t / "w")]),
-    "out at the root": (1, "name a folder", lambda r, t: [r, "--out", "/"]),
+    "out is used": (
+        1,
+        "Error: cannot write samples to .*used: it is not empty; choose a new",
+        lambda r, t: [r, "--out", nothing(t)],
+    ),
+    "out is a file": (
+        1,
+        "Error: cannot write samples to .*w: it is not a folder",
+        lambda r, t: [r, "--out", shutil.copy(r / "env.json", t / "w")],
+    ),
+    "out in a file": (
+        1,
+        "Error: cannot write samples to .*w/a: Not a directory",
+        lambda r, t: [r, "--out", Path(shutil.copy(r / "env.json", t / "w")) / "a"],
+    ),
+    "out at the root": (1, "Error: cannot write samples to /: name a folder", lambda r, t: [r, "--out", "/"]),
+    "run takes no samples": (
+        1,
+        "Error: cannot write samples to .*copy/samples/new: Not a directory",
+        lambda r, t: [samples_in_the_way(r, t), "--judge", "none"],
+    ),
     "empty out": (2, "--out is empty", lambda r, t: [r, "--out", ""]),
     "missing judge": (1, "nobody: no such run", lambda r, t: [r, "--judge", "nobody"]),
     "judge is the model": (2, "is the sampled model itself", lambda r, t: [r, "--judge", r]),
@@ -325,16 +360,75 @@ def test_each_wrong_input_gives_one_line_and_leaves_nothing(case: str, run: Path
     assert (tree(tmp_path), tree(run.parent)) == (before, before_run)
 
 
-def test_a_failed_save_leaves_nothing_half_written(run, tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize("given", [True, False])
+def test_a_failed_save_leaves_nothing_half_written(run, tmp_path, monkeypatch, given) -> None:
     def fails(*args):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(sample_files, "film", fails)
-    result = call("sample", run, "--num", "4", "--steps", "0", "--judge", "none", "--out", tmp_path / "a")
+    before = tree(run)
+    out = ("--out", tmp_path / "a") if given else ()
+    result = call("sample", run, "--num", "4", "--steps", "0", "--judge", "none", *out)
     assert result.exit_code == 1
-    assert "No space left" in result.stderr
+    assert re.fullmatch(r"Error: cannot write samples to \S+: No space left on device\n", result.stderr)
     assert "nearest training image" in result.stdout  # the figures are not lost
     assert not list(tmp_path.iterdir())
+    assert tree(run) == before
+
+
+def test_a_reader_who_has_gone_costs_no_samples(run, tmp_path, monkeypatch) -> None:
+    def gone(*args):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(GenerationResult, "table", gone)
+    result = call("sample", run, "--num", "4", "--steps", "0", "--judge", "none", "--out", tmp_path / "a")
+    assert result.exit_code == 1
+    assert {path.name for path in (tmp_path / "a").iterdir()} == FILES
+    monkeypatch.setattr(suite.SuiteResult, "table", gone)
+    assert call("eval", run, "--limit", "20", "--no-calibration", "--out", tmp_path / "b").exit_code == 1
+    assert (tmp_path / "b" / "report.html").is_file()
+
+
+def test_a_judge_of_the_users_own_stays(folder, tmp_path) -> None:
+    run = shutil.copytree(folder / "ce", tmp_path / "ce")
+    shutil.copytree(folder / "jem", run / "judge")
+    (run / "judge" / "thesis.txt").write_text("mine")
+    before = tree(run / "judge")
+    assert call("sample", run, "--num", "4", "--steps", "0", "--out", tmp_path / "a").exit_code == 0
+    assert tree(run / "judge") == before
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (MemoryError("Unable to allocate 7.28 TiB for an array"), "not enough memory: 7.28 TiB were asked for at once"),
+        (MemoryError(), "not enough memory; ask for fewer images"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0"), ": 20.00 GiB were asked"),
+        (lambda: torch.empty(2**45), "not enough memory: 140737488355328 bytes were asked for at once; ask for fewer"),
+        (lambda: torch.empty(2**62, 2**62), "not enough memory; ask for fewer images, or smaller batches"),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "sample"])
+def test_want_of_memory_is_one_line(run, tmp_path, monkeypatch, error, line, command) -> None:
+    def fails(*args, **settings):
+        if callable(error):
+            error()
+        raise error
+
+    monkeypatch.setattr("ebmhybrid.training.train", fails)
+    monkeypatch.setattr("ebmhybrid.runs.sample_run", fails)
+    result = call("train", *QUICK, "--out", tmp_path / "t") if command == "train" else call("sample", run)
+    assert result.exit_code == 1, result.output
+    assert len(result.stderr.splitlines()) == 1
+    assert line in result.stderr
+
+
+def test_an_error_of_ours_is_none_of_memory(run, monkeypatch) -> None:
+    def fails(*args, **settings):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr("ebmhybrid.runs.sample_run", fails)
+    assert isinstance(call("sample", run).exception, RuntimeError)
 
 
 def test_help_shows_examples() -> None:
@@ -345,17 +439,17 @@ def test_help_shows_examples() -> None:
 def test_an_interrupt_leaves_neither_samples_nor_half_a_judge(folder, tmp_path, monkeypatch) -> None:
     """A real SIGINT while the judge is trained."""
     run = shutil.copytree(folder / "ce", tmp_path / "ce")
-    before, original = tree(run), judge.train
+    before, original = tree(run), judge.build_parts
 
-    def train(*args, **settings):
+    def build_parts(*args):
         threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
-        return original(*args, **settings)
+        return original(*args)
 
     monkeypatch.setattr(judge, "STEPS", 10**6)
-    monkeypatch.setattr(judge, "train", train)
+    monkeypatch.setattr(judge, "build_parts", build_parts)
     result = call("sample", run, "--num", "4")
     assert result.exit_code == 130, result.output
-    assert result.stderr.splitlines()[-1] == "Error: interrupted"
+    assert result.stderr.strip() == "Error: interrupted"
     assert tree(run) == before
 
 
@@ -402,10 +496,13 @@ def test_samples_that_fail_cost_no_other_figures(run, tmp_path, monkeypatch) -> 
     ("status", "message", "options"),
     [
         (2, "--samples.*-1 is not in the range", ("--samples", "-1")),
-        (2, "num must be a whole number of at least 2, got 1", ("--samples", "1")),
+        (2, "--samples must be 0 or at least 2, which figures need, got 1", ("--samples", "1")),
+        (2, "--samples.*99999999999 is not in the range 0<=x<=10000000", ("--samples", "99999999999")),
+        (1, "digits:0-6: .* at least 2 test images, got 1, and the limit is 1", ("--samples", "3", "--limit", "1")),
     ],
 )
-def test_wrong_numbers_of_samples(run, status, message, options) -> None:
+def test_wrong_numbers_of_samples(run, status, message, options, monkeypatch) -> None:
+    monkeypatch.setattr(generating, "draw", lambda *args, **settings: pytest.fail("sampled first"))
     before = tree(run)
     result = call("eval", run, *options)
     assert result.exit_code == status, result.output

@@ -194,8 +194,14 @@ _OK = np.zeros((3, 2))
         (lambda: frechet_distance(np.zeros((3, 0)), _OK), "D >= 1"),
         (lambda: inception_score(_OK), "each row must sum to 1"),
         (lambda: inception_score(np.array([[1.5, -0.5]]), 1), "must be at least 0"),
-        (lambda: inception_score(np.eye(3), 4), r"splits must lie in \[1, 3\].* got 4"),
+        (lambda: inception_score(np.eye(3), 4), r"splits must be a whole number in \[1, 3\].* got 4"),
         (lambda: inception_score(np.eye(3), 0), "got 0"),
+        (lambda: inception_score(np.eye(3), 1.5), r"splits must be a whole number in \[1, 3\].* got 1\.5"),
+        (lambda: kernel_distance(np.full((3, 2), -1e100), _OK), r"features_a must be at most 1e\+20 .* got 1e\+100"),
+        (lambda: frechet_distance(_OK, np.full((3, 2), 1e200)), r"features_b must be at most 1e\+20 .* got 1e\+200"),
+        (lambda: frechet_distance(_OK + 1j, _OK), "features_a must be real numbers, got complex128"),
+        (lambda: nearest(torch.zeros(3, 2, dtype=torch.cfloat), _OK), "queries must be real numbers, got complex64"),
+        (lambda: kernel_distance(_OK, np.full((3, 2), "1")), "features_b must be real numbers, got <U1"),
         (lambda: nearest(_OK, np.zeros((0, 2))), "pool must be"),
         (lambda: nearest(_OK[:1], _OK[:1], others=True), "pool must be .* N >= 2"),
         (lambda: nearest(_OK, np.zeros((2, 3))), "got 2 and 3"),
@@ -204,6 +210,19 @@ _OK = np.zeros((3, 2))
 def test_wrong_input_is_named(call: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_features_up_to_the_largest_have_finite_figures() -> None:
+    a, b = (_features(6, 4, seed) for seed in (0, 1))
+    a, b = 1e20 * a / np.abs(a).max(), 1e20 * b / np.abs(b).max()
+    assert math.isfinite(frechet_distance(a, b))
+    assert np.isfinite(kernel_distance(a, b)).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int64, torch.bool])
+def test_features_of_any_real_dtype_are_taken(dtype: torch.dtype) -> None:
+    a, b = (torch.tensor(3 * _features(9, 4, seed)).to(dtype) for seed in (0, 1))
+    assert frechet_distance(a, b) == frechet_distance(a.double(), b.double())
 
 
 # Features
@@ -238,6 +257,10 @@ def test_features_are_what_the_last_layer_is_given_in_eval_mode() -> None:
         features_of(lambda images: images.flatten(1), images)
     with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
         features_of(judge, images + 1)
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        features_of(judge, images, batch_size=0)
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        inception_features(images, "none.pth", batch_size=0)
 
 
 @pytest.fixture(scope="module")
@@ -322,9 +345,10 @@ def test_weight_files_that_cannot_be_used_are_named(tmp_path: Path, monkeypatch:
     images = torch.rand(2, 3, 8, 8)
     with pytest.raises(ValueError, match=r"cannot read the Inception weights .*none.pth: No such file"):
         inception_features(images, tmp_path / "none.pth")
-    torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(ValueError, match=r"list.pth is no weight file: it holds no dictionary of tensors"):
-        inception_features(images, tmp_path / "list.pth")
+    for name, content in (("list", [1, 2]), ("numbered", {0: torch.zeros(1)}), ("named", {"a": 1})):
+        torch.save(content, tmp_path / f"{name}.pth")
+        with pytest.raises(ValueError, match=rf"{name}.pth is no weight file: it holds no dictionary of named tensors"):
+            inception_features(images, tmp_path / f"{name}.pth")
     other = tmp_path / "other.pth"
     torch.save(Judge().state_dict(), other)
     if find_spec("torch_fidelity"):
@@ -566,6 +590,16 @@ def test_modes_are_restored_and_samples_left_alone(setup: Setup) -> None:
     assert torch.equal(setup.samples, before)
 
 
+_FAR = torch.full((20,), 10**12)
+
+
+def test_classes_without_names_are_told_by_number(setup: Setup) -> None:
+    """However large: no list of all numbers up to it is made."""
+    reference = [(torch.rand(2, *SHAPE), torch.tensor([0, 10**12]))]
+    found = evaluate_generation(setup.samples, _FAR, reference=reference)
+    assert {row["class"] for row in found.grid.rows} == {"1000000000000"}
+
+
 def _once(data: ImageSet) -> Iterator[Any]:
     yield from data
 
@@ -589,6 +623,16 @@ def _once(data: ImageSet) -> Iterator[Any]:
         ({"judge": None, "labels": torch.arange(20)}, r"'samples': labels must lie in \[0, 3\)"),
         ({"inception": "no/such/file.pth"}, "cannot read the Inception weights"),
         ({"chains": ((0, 1), torch.rand(3, 2, *SHAPE))}, r"got 2 steps and \(3, 2, 1, 4, 4\)"),
+        ({"chains": 3}, r"chains must be \(T steps, images .*got int"),
+        ({"chains": (3, torch.rand(3, 2, *SHAPE))}, "chains must be .*got tuple"),
+        ({"train": torch.rand(5, *SHAPE)}, r"set 'train': must yield batches \(images, labels\), got Tensor"),
+        ({"train": []}, "'train' is empty"),
+        ({"reference": _set(1, 0)}, "set 'real': samples are measured against at least 2 images, got 1"),
+        ({"judge": Judge(5)}, "the judge tells 5 classes apart, and set 'real' has 3"),
+        (
+            {"judge": None, "reference": [(torch.rand(3, *SHAPE), torch.arange(3))], "labels": _FAR},
+            r"'samples': labels must lie in \[0, 3\), got 1000000000000 at image 0",
+        ),
         ({"chains": ((0,), torch.rand(1, 2, *SHAPE) + 1)}, "'chains': images must lie in"),
     ],
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import re
 from pathlib import Path
 
 import naive_samples
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import ebmhybrid as eh
 from ebmhybrid import runs
 from ebmhybrid.data import ImageSet, Splits, load_set, load_splits
-from ebmhybrid.errors import CheckpointError, DataError, EbmhybridError, UsageError
+from ebmhybrid.errors import CheckpointError, DataError, EbmhybridError, TrainingError, UsageError
 from ebmhybrid.generation import judge
 from ebmhybrid.generation.chains import Drawn, draw, equal_shares
 from ebmhybrid.generation.files import arrays, check_empty, film, grid, tiles
@@ -24,7 +24,7 @@ from ebmhybrid.generation.settings import Settings, choose
 from ebmhybrid.generation.starts import has_buffer, read_buffer, start_chains
 from ebmhybrid.recipe import Recipe
 from ebmhybrid.training import load_model
-from ebmhybrid.training.checkpoint import FORMAT, save_state
+from ebmhybrid.training.checkpoint import FORMAT, save_state, save_weights
 
 CPU = torch.device("cpu")
 WIDTH = 0.5
@@ -101,18 +101,20 @@ def test_a_file_gives_all_its_images() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"classes": ["catt"]}, "class 'catt': did you mean 'cat'.*number in 0..1"),
-        ({"classes": ["2"]}, "class '2': valid: cat, dog, or a number in 0..1"),
-        ({"classes": ["-1"]}, "class '-1'"),
+        ({"classes": ["catt"]}, r"class 'catt' is neither a name nor a number in 0\.\.1: did you mean 'cat'\?$"),
+        ({"classes": ["2"]}, r"class '2' is neither a name nor a number in 0\.\.1: valid: cat, dog$"),
+        ({"classes": ["-1"]}, "class '-1' is neither"),
         ({"start": "bufer"}, "start 'bufer': did you mean 'buffer'"),
         ({"start": "npz:"}, "start 'npz:'"),
         ({"start": "digits"}, "start 'digits'"),
         ({"start": "buffer"}, "keeps no replay buffer; take uniform or gaussian"),
         ({"start": "npz:a", "classes": ["cat"]}, "a class does not go with start npz:a"),
-        ({"num": 1}, "num must be a whole number of at least 2, got 1"),
-        ({"num": 2.5}, "num must be a whole number of at least 2, got 2.5"),
-        ({"steps": -1}, "steps must be a whole number of at least 0, got -1"),
-        ({"seed": -1}, "seed must be a whole number of at least 0, got -1"),
+        ({"num": 1}, r"num must be a whole number in 2\.\.10000000, got 1"),
+        ({"num": 2.5}, r"num must be a whole number in 2\.\.10000000, got 2.5"),
+        ({"num": 10**12}, r"num must be a whole number in 2\.\.10000000, got 1000000000000"),
+        ({"steps": -1}, r"steps must be a whole number in 0\.\.10000000, got -1"),
+        ({"seed": -1}, r"seed must be a whole number in 0\.\.\d+, got -1"),
+        ({"seed": 2**63}, r"seed must be a whole number in 0\.\.9223372036854775807, got"),
         ({"step_size": -0.1}, "step_size must be at least 0 and finite, got -0.1"),
         ({"step_size": float("nan")}, "step_size must be at least 0 and finite, got nan"),
         ({"noise_std": float("inf")}, "noise_std must be at least 0 and finite, got inf"),
@@ -299,14 +301,31 @@ def test_a_pooled_buffer_gives_every_slot_once(tmp_path, classes) -> None:
     ("images", "found"),
     [
         (None, "found none"),
-        (torch.rand(4, 1, 3, 3), r"found images \(4, 1, 3, 3\)"),
+        ([0.5], "found none"),
+        (torch.rand(4, 1, 3, 3), r"found images \(4, 1, 3, 3\), float32 strided"),
         (torch.rand(0, 1, 2, 2), r"found images \(0, 1, 2, 2\)"),
+        (torch.rand(2, 1, 2, 2), r"found images \(2, 1, 2, 2\)"),
+        (torch.rand(4, 1, 2, 2).to_sparse(), "float32 sparse_coo"),
+        (torch.ones(4, 1, 2, 2, dtype=torch.uint8), "uint8 strided"),
+        (torch.ones(4, 1, 2, 2, dtype=torch.complex64), "complex64 strided"),
+        (torch.full((4, 1, 2, 2), float("nan")), r"found NaN or infinity among images \(4, 1, 2, 2\)"),
+        (torch.full((4, 1, 2, 2), float("-inf")), "found NaN or infinity among images"),
     ],
 )
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch on sparse tensors
 def test_a_state_without_a_fitting_buffer_is_named(tmp_path, images, found) -> None:
     write_state(tmp_path, images)
-    with pytest.raises(CheckpointError, match=r"last\.state\.pt: holds no replay buffer .*" + found):
-        read_buffer(tmp_path / "last.state.pt", (1, 2, 2))
+    message = r"last\.state\.pt: holds no replay buffer of at least 3 images \(1, 2, 2\) .*"
+    with pytest.raises(CheckpointError, match=message + found):
+        read_buffer(tmp_path / "last.state.pt", (1, 2, 2), 3)
+
+
+def test_a_buffer_of_classes_has_an_image_of_each(tmp_path) -> None:
+    weights = write_state(tmp_path, buffer_of(2))
+    asked = settings(num=2, classes=(0,), start="buffer")
+    with pytest.raises(CheckpointError, match="at least 3 images"):
+        started(asked, weights, chains="class")
+    assert len(started(asked, weights).images) == 2
 
 
 def test_a_buffer_that_was_not_clamped_is(tmp_path) -> None:
@@ -439,17 +458,22 @@ def base(tmp_path_factory) -> tuple[Path, Recipe, Splits]:
 
 @pytest.fixture
 def quick(monkeypatch):
-    """A judge of few steps, and a count of how often one is trained."""
+    """A judge of few steps, and the recipes of those that were trained."""
     calls = []
-    original = judge.train
+    original = judge.build_parts
 
-    def train(*args, **settings):
+    def build_parts(*args):
         calls.append(args[0])
-        return original(*args, **settings)
+        return original(*args)
 
     monkeypatch.setattr(judge, "STEPS", 3)
-    monkeypatch.setattr(judge, "train", train)
+    monkeypatch.setattr(judge, "build_parts", build_parts)
     return calls
+
+
+def kept_in(folder: Path) -> Path:
+    (path,) = folder.iterdir()
+    return path
 
 
 def test_the_judge_is_a_small_network_on_the_runs_own_images(base) -> None:
@@ -466,9 +490,8 @@ def test_the_judge_is_a_small_network_on_the_runs_own_images(base) -> None:
 
 def test_the_judge_is_trained_once_and_kept(base, quick, tmp_path) -> None:
     _, made, splits = base
-    folder = tmp_path / "judge"
-    first = own_judge(folder, made, splits, device=CPU)
-    again = own_judge(folder, made, splits, device=CPU)
+    first = own_judge(tmp_path / "cache", made, splits, device=CPU)
+    again = own_judge(tmp_path / "cache", made, splits, device=CPU)
     assert len(quick) == 1
     assert first.name == again.name
     assert first.name.startswith("WRN-10-2, cross-entropy, ")
@@ -479,71 +502,134 @@ def test_the_judge_is_trained_once_and_kept(base, quick, tmp_path) -> None:
     with torch.no_grad():
         accuracy = (first.model(images).argmax(1) == splits.test.labels).float().mean()
     assert f" {100 * accuracy:.1f} %" in first.name
-    assert [path.name for path in tmp_path.iterdir()] == ["judge"]
-    # it is no run to go on with, nor the newest one
-    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["best.safetensors"]
-    with pytest.raises(CheckpointError, match="no run there"):
+    assert re.fullmatch(r"judge-[0-9a-f]{16}\.safetensors", kept_in(tmp_path / "cache").name)
+    with pytest.raises(CheckpointError, match="no run there"):  # it is none
         runs.newest_run(tmp_path)
 
 
-def test_a_judge_that_is_just_being_made_is_not_the_newest_run(base, tmp_path) -> None:
-    for name in ("a", ".judge.0.new"):
+def test_training_the_judge_leaves_the_global_generator_alone(base, quick) -> None:
+    _, made, splits = base
+    state = torch.get_rng_state()
+    judge._trained(judge_recipe(made, splits), splits, CPU, None)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_judge_learns_in_the_steps_it_has_and_shows_them(base, monkeypatch, tmp_path) -> None:
+    """Also over several epochs of few images, without validating or writing after each."""
+    _, made, splits = base
+    monkeypatch.setattr(judge, "STEPS", 40)
+    monkeypatch.setattr(judge, "BATCH", 16)
+    few = dataclasses.replace(splits, train=splits.train.take(100))
+    seen, written, validated = [], [], []
+    save, check = judge.save_weights, judge.validate
+    monkeypatch.setattr(judge, "save_weights", lambda *args: written.append(args) or save(*args))
+    monkeypatch.setattr(judge, "validate", lambda *args: validated.append(args) or check(*args))
+
+    def progress(steps, text):
+        for step in steps:
+            seen.append((step, text))
+            yield step
+
+    found = own_judge(tmp_path, made, few, device=CPU, progress=progress)
+    assert seen == [(step, "training the judge") for step in range(40)]
+    assert (len(written), len(validated)) == (1, 1)
+    assert judge.validate(found.model, splits.test, CPU)["accuracy"] > 0.5
+
+
+def test_a_folder_that_is_just_being_made_is_not_the_newest_run(tmp_path) -> None:
+    for name in ("a", ".b.0.new"):
         path = tmp_path / "runs" / name / "checkpoints" / "last.safetensors"
         path.parent.mkdir(parents=True)
         path.touch()
     assert runs.newest_run(tmp_path / "runs") == tmp_path / "runs" / "a"
-    hidden = tmp_path / "runs" / ".judge.0.new"  # a root of that name is the user's choice
+    hidden = tmp_path / "runs" / ".b.0.new"  # a root of that name is the user's choice
     assert runs.newest_run(hidden) == hidden
 
 
-def test_a_judge_of_other_images_is_not_used(base, quick, tmp_path) -> None:
+def test_a_judge_of_other_images_or_another_recipe_is_not_used(base, quick, tmp_path) -> None:
     _, made, splits = base
-    folder = tmp_path / "judge"
-    own_judge(folder, made, splits, device=CPU)
-    record = json.loads((folder / "env.json").read_text())
-    record["data"]["train"]["sha256"] = "0" * 64
-    (folder / "env.json").write_text(json.dumps(record))
-    own_judge(folder, made, splits, device=CPU)
+    own_judge(tmp_path, made, splits, device=CPU)
+    inverted = dataclasses.replace(splits.train, images=255 - splits.train.images)
+    own_judge(tmp_path, made, dataclasses.replace(splits, train=inverted), device=CPU)
     assert len(quick) == 2
-    for damage in ("env.json", "checkpoints/best.safetensors"):
-        (folder / damage).unlink()
-        own_judge(folder, made, splits, device=CPU)
-    assert len(quick) == 4
-    other = made.model_copy(update={"data": made.data.model_copy(update={"split_seed": 3})})
-    own_judge(folder, other, load_splits("digits:0-6", seed=3), device=CPU)
-    assert len(quick) == 5
     augment = made.data.augment.model_copy(update={"pad": 1})
-    augmented = other.model_copy(update={"data": other.data.model_copy(update={"augment": augment})})
-    own_judge(folder, augmented, load_splits("digits:0-6", seed=3), device=CPU)
-    assert len(quick) == 6
+    augmented = made.model_copy(update={"data": made.data.model_copy(update={"augment": augment})})
+    own_judge(tmp_path, augmented, splits, device=CPU)
+    assert len(quick) == 3
+    own_judge(tmp_path, made, splits, device=CPU)
+    assert len(quick) == 3
+    assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_a_judge_of_images_that_change_meanwhile_is_refused(base, quick, tmp_path) -> None:
+@pytest.mark.parametrize("content", [b"", b"cut off", None])
+def test_a_judge_that_cannot_be_read_is_trained_anew(base, quick, tmp_path, content) -> None:
     _, made, splits = base
-    elsewhere = dataclasses.replace(splits, train=splits.train.select(range(100)))
-    with pytest.raises(CheckpointError, match="trained on other images than the run"):
-        own_judge(tmp_path / "judge", made, elsewhere, device=CPU)
+    first = own_judge(tmp_path, made, splits, device=CPU)
+    path = kept_in(tmp_path)
+    path.write_bytes(path.read_bytes()[:-100] if content is None else content)
+    again = own_judge(tmp_path, made, splits, device=CPU)
+    assert len(quick) == 2
+    assert torch.equal(first.model.head.weight, again.model.head.weight)
+    own_judge(tmp_path, made, splits, device=CPU)
+    assert len(quick) == 2
+
+
+@pytest.mark.parametrize("key", ["recipe", "train_images"])
+def test_other_weights_in_the_judges_place_are_neither_used_nor_replaced(base, quick, tmp_path, key) -> None:
+    folder, made, splits = base
+    own_judge(tmp_path, made, splits, device=CPU)
+    path, other = kept_in(tmp_path), load_model(folder)
+    metadata = {**load_model(path).metadata, "architecture": other.metadata["architecture"], key: "another"}
+    save_weights(path, other, {name: value for name, value in metadata.items() if name not in ("format", "version")})
+    before = path.read_bytes()
+    with pytest.raises(CheckpointError, match=r"judge-\w+\.safetensors: holds other weights than the run's judge"):
+        own_judge(tmp_path, made, splits, device=CPU)
+    assert path.read_bytes() == before
+    assert len(quick) == 1
+
+
+def test_no_folder_and_no_link_gives_way_to_the_judge(base, quick, tmp_path) -> None:
+    _, made, splits = base
+    own_judge(tmp_path, made, splits, device=CPU)
+    path = kept_in(tmp_path)
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match="goes there and it is no file; move it"):
+        own_judge(tmp_path, made, splits, device=CPU)
+    path.unlink()
+    (path / "mine").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="goes there and it is no file; move it"):
+        own_judge(tmp_path, made, splits, device=CPU)
+    assert (path / "mine").is_dir()
+    assert len(quick) == 1  # said before the work
 
 
 def test_interrupting_the_judge_leaves_nothing(base, monkeypatch, tmp_path) -> None:
     _, made, splits = base
-    original = judge.train
-    monkeypatch.setattr(judge, "STEPS", 2)
 
-    def interrupted(*args, **settings):
-        return dataclasses.replace(original(*args, **settings), signal=2)
+    def interrupted(*_):
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(judge, "train", interrupted)
+    monkeypatch.setattr(judge, "train_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        own_judge(tmp_path / "judge", made, splits, device=CPU)
+        own_judge(tmp_path / "cache", made, splits, device=CPU)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_takes_no_judge_is_named(base, quick, tmp_path) -> None:
+def test_a_folder_that_takes_no_judge_is_named_before_the_work(base, quick, tmp_path) -> None:
     _, made, splits = base
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match=r"cannot be (made|read)"):
-        own_judge(tmp_path / "file" / "judge", made, splits, device=CPU)
+    with pytest.raises(EbmhybridError, match=r"cannot write the judge to .*file/cache/judge-\w+.*: Not a directory"):
+        own_judge(tmp_path / "file" / "cache", made, splits, device=CPU)
+    assert quick == []
+
+
+def test_a_judge_whose_loss_is_lost_is_not_kept(base, quick, monkeypatch, tmp_path) -> None:
+    _, made, splits = base
+    monkeypatch.setattr(judge, "train_step", lambda *_: (torch.tensor(float("nan")), {}, 0))
+    with pytest.raises(TrainingError, match="judge's training loss is not finite; name another judge"):
+        own_judge(tmp_path / "cache", made, splits, device=CPU)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_given_judge_is_another_model_of_the_same_classes_and_shape(base, tmp_path) -> None:

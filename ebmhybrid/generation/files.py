@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ebmhybrid.errors import EbmhybridError
-from ebmhybrid.evaluate.files import check_replaceable, dumps, replaced
+from ebmhybrid.evaluate.files import check_folder, check_writable, dumps, replaced
 from ebmhybrid.evaluate.results import package_versions
 from ebmhybrid.generation.chains import Drawn
 from ebmhybrid.generation.settings import Settings
@@ -94,7 +94,7 @@ class SampleResult:
 
         folder = Path(folder)
         check_empty(folder)
-        with replaced(folder) as fresh:
+        with replaced(folder, "samples") as fresh:
             np.savez_compressed(fresh / "samples.npz", x=arrays(self.drawn.images), y=self.labels.numpy())
             grid(self.drawn.images, self.drawn.labels, self.classes).save(fresh / "samples.png")
             film(self.drawn, self.classes).save(fresh / "chains.png")
@@ -108,10 +108,11 @@ def check_empty(folder: Path) -> None:
     """Samples are never written over anything.
 
     Raises:
-        EbmhybridError: a folder that is not empty, or something that is no folder.
+        EbmhybridError: a folder that is not empty or cannot be made, or something that is no folder.
     """
     folder = folder.absolute()
-    check_replaceable(folder)
+    check_folder(folder, "samples")
+    check_writable(folder, "samples")
     if folder.exists() and any(folder.iterdir()):
         raise EbmhybridError(f"cannot write samples to {folder}: it is not empty; choose a new or an empty folder")
 

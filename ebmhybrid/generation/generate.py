@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ebmhybrid.data import ImageSet, Splits
+from ebmhybrid.errors import DataError
 from ebmhybrid.evaluate.generation import evaluate_generation
 from ebmhybrid.generation.chains import Progress, draw
 from ebmhybrid.generation.files import SampleResult
@@ -40,18 +41,14 @@ def judge_of(
     subject: Subject,
     choice: str | Path | None,
     folder: Path,
-    *,
-    data_dir: str | Path = "data",
-    download: bool = True,
-    progress: bool = False,
+    progress: Progress | None = None,
 ) -> Judge | None:
     """The judge of a run's samples: the one that `choice` names, none for "none", and for None our own in `folder`."""
     if choice == "none":
         return None
     if choice is not None:
         return given_judge(choice, subject.model, subject.splits, subject.device)
-    where = {"data_dir": data_dir, "download": download, "device": subject.device, "progress": progress}
-    return own_judge(folder, subject.recipe, subject.splits, **where)  # type: ignore[arg-type]
+    return own_judge(folder, subject.recipe, subject.splits, device=subject.device, progress=progress)
 
 
 def generate(
@@ -76,9 +73,13 @@ def generate(
         context: facts for results.json.
 
     Raises:
-        EbmhybridError: a start that cannot be used, or chains that leave the finite.
+        EbmhybridError: a start that cannot be used, too few test images, or chains that leave the finite.
     """
     recipe, splits, device = subject.recipe, subject.splits, subject.device
+    reference, train = (_compared(part, settings, limit) for part in (splits.test, splits.train))
+    if len(reference) < 2:
+        limited = "" if limit is None else f", and the limit is {limit}"
+        raise DataError(f"{reference.name}: samples are measured against at least 2 test images, got 1{limited}")
     generator = torch.Generator().manual_seed(settings.seed)
     start = start_chains(settings, recipe, splits.train, subject.weights, load, generator)
     judge, batch_size = find_judge(), recipe.evaluation.batch_size
@@ -92,7 +93,6 @@ def generate(
         device=device,
         progress=progress,
     )
-    reference, train = (_compared(part, settings, limit) for part in (splits.test, splits.train))
     figures = evaluate_generation(
         drawn.images,
         drawn.labels,

@@ -6,23 +6,25 @@ class that was asked for. The sampled model cannot say so itself: its chains cli
 
 from __future__ import annotations
 
-import json
-import shutil
+import hashlib
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
-from uuid import uuid4
 
 import torch
 import yaml
 from torch import nn
 
-from ebmhybrid.data import Splits
-from ebmhybrid.errors import CheckpointError, UsageError
-from ebmhybrid.recipe import parse_recipe
+from ebmhybrid.data import Splits, batches
+from ebmhybrid.errors import CheckpointError, TrainingError, UsageError
+from ebmhybrid.evaluate.files import check_writable
+from ebmhybrid.generation.chains import Progress
 from ebmhybrid.schema import Recipe
-from ebmhybrid.training import load_model, train
-from ebmhybrid.training.checkpoint import find_weights, weights_digest
+from ebmhybrid.training import load_model
+from ebmhybrid.training.checkpoint import save_weights, weights_digest
 from ebmhybrid.training.meter import validate
+from ebmhybrid.training.setup import Parts, build_parts, epoch_generator
+from ebmhybrid.training.step import train_step
 
 STEPS, BATCH = 600, 64
 _TERMS = {"ce": "cross-entropy", "hdge": "HDGE", "jem": "JEM", "logit_norm": "LogitNorm", "supcon": "SupCon"}
@@ -63,30 +65,36 @@ def own_judge(
     recipe: Recipe,
     splits: Splits,
     *,
-    data_dir: str | Path = "data",
-    download: bool = True,
     device: torch.device,
-    progress: bool = False,
+    progress: Progress | None = None,
 ) -> Judge:
-    """The judge in `folder`; where there is none of these training images, one is trained, all of it or nothing.
+    """The run's own judge, kept in `folder` as judge-HASH.safetensors; where there is none, one is trained.
 
     A WRN-10-2 with batch norm, on cross-entropy and the run's own training images and augmentation, for at most 600
-    steps of 64: half a minute on a core for 8x8 digits, and a weak judge of CIFAR, which its accuracy shows.
+    steps of 64: half a minute on a core for 8x8 digits, and a weak judge of CIFAR, which its accuracy shows. The hash
+    is of what decides it, recipe and training images, and the file is written at the end: it is never out of date, and
+    training that is interrupted leaves nothing.
 
     Arguments:
+        folder: a cache; made where it is absent.
         recipe: of the sampled run.
+        progress: progress(steps, text) -> steps, to show a bar.
 
     Raises:
-        EbmhybridError: training that fails or a folder that cannot be written.
-        KeyboardInterrupt: training was interrupted.
+        EbmhybridError: something else in the file's place, a folder that cannot be written, or training that fails.
     """
     wanted = judge_recipe(recipe, splits)
-    if not _is_of(folder, wanted, splits):
-        _train(folder, wanted, data_dir, download, device, progress)
-        if not _is_of(folder, wanted, splits):
-            raise CheckpointError(f"{folder}: was trained on other images than the run; has its data changed just now?")
-    judge = load_model(folder, device).to(memory_format=torch.channels_last)
-    return _named(judge, splits, device)
+    made_of = {"recipe": wanted.to_yaml(), "train_images": splits.train.digest()}
+    name = hashlib.sha256(" ".join(made_of.values()).encode()).hexdigest()[:16]
+    path = folder / f"judge-{name}.safetensors"
+    judge = _kept(path, made_of, device)
+    if judge is None:
+        check_writable(path, "the judge")
+        parts = _trained(wanted, splits, device, progress)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_weights(path, parts.deployed, parts.metadata | made_of)
+        judge = load_model(path, device)
+    return _named(judge.to(memory_format=torch.channels_last), splits, device)
 
 
 def judge_recipe(recipe: Recipe, splits: Splits) -> Recipe:
@@ -106,34 +114,40 @@ def judge_recipe(recipe: Recipe, splits: Splits) -> Recipe:
     )
 
 
-def _is_of(folder: Path, wanted: Recipe, splits: Splits) -> bool:
-    """Whether the folder holds a judge of this recipe and these training images."""
+def _kept(path: Path, made_of: dict[str, str], device: torch.device) -> nn.Module | None:
+    """The judge in the file; None where there is none, or one that cannot be read.
+
+    Raises:
+        CheckpointError: anything else there, which is not ours to replace.
+    """
+    if path.is_symlink() or path.is_dir():
+        raise CheckpointError(f"{path}: the run's judge goes there and it is no file; move it, or name another judge")
     try:
-        record = json.loads((folder / "env.json").read_text(encoding="utf-8"))
-        recipe = parse_recipe((folder / "config.yaml").read_text(encoding="utf-8"), str(folder))
-        find_weights(folder)
-        return recipe == wanted and bool(record["data"]["train"]["sha256"] == splits.train.digest())
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+        judge = load_model(path, device)
+    except CheckpointError:
+        return None
+    found: dict[str, str] = judge.metadata  # type: ignore[assignment]
+    if any(found.get(key) != value for key, value in made_of.items()):
+        raise CheckpointError(f"{path}: holds other weights than the run's judge; move it, or name another judge")
+    return judge
 
 
-def _train(
-    folder: Path, recipe: Recipe, data_dir: str | Path, download: bool, device: torch.device, progress: bool
-) -> None:
-    """Train beside `folder` and take its place at the end; whatever ends it before that leaves nothing."""
-    fresh = folder.with_name(f".{folder.name}.{uuid4().hex[:8]}.new")
-    try:
-        run = train(recipe, fresh, data_dir=data_dir, download=download, device=str(device), progress=progress)
-        if run.signal:
-            raise KeyboardInterrupt
-        for path in (fresh / "checkpoints").glob("last.*"):
-            path.unlink()  # nobody goes on from them, and the newest run is told by its last weights
-        shutil.rmtree(folder, ignore_errors=True)
-        fresh.rename(folder)
-    except OSError as error:
-        raise CheckpointError(f"{folder}: cannot be written ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+def _trained(recipe: Recipe, splits: Splits, device: torch.device, progress: Progress | None) -> Parts:
+    """The steps of the recipe, one after the other: nothing is kept or validated on the way."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        parts = build_parts(recipe, splits, device)
+        parts.model.train()
+        images, steps = splits.train.to(device), range(parts.total_steps)
+        epochs = (
+            batches(images.images, images.labels, BATCH, generator=epoch_generator(recipe.seed, epoch))
+            for epoch in count()
+        )
+        endless = (batch for epoch in epochs for batch in epoch)
+        for _, batch in zip(progress(steps, "training the judge") if progress else steps, endless, strict=False):
+            loss, *_ = train_step(parts, parts.model, *batch)
+    if not torch.isfinite(loss):
+        raise TrainingError("the judge's training loss is not finite; name another judge, or none")
+    return parts
 
 
 def _named(judge: nn.Module, splits: Splits, device: torch.device) -> Judge:

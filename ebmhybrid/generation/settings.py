@@ -15,7 +15,7 @@ FILE = "npz:"
 # From noise a chain of the digits model needs 100 steps until its log density is that of test images; one of the
 # buffer has them behind it, and some more bring the buffer of the last step to the weights of the best.
 FRESH_STEPS, FRESH_FACTOR, BUFFER_FACTOR = 100, 5, 2
-DEFAULT_NUM = 100
+DEFAULT_NUM, MOST = 100, 10_000_000
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Settings:
     """How to sample.
 
     Attributes:
-        num: N >= 2, which figures need; None is all images of the file that chains start from.
+        num: N in 2..10,000,000, for figures need two; None is all images of the file that chains start from.
         classes: the classes asked for, in equal shares, each chain climbing log p(x, y) of its own; None is log p(x).
         start: buffer, uniform, gaussian or npz:PATH.
         steps, step_size, noise_std, clip, clamp: see :func:`ebmhybrid.sampling.sgld`; pixels in [0, 1].
@@ -100,10 +100,10 @@ def choose(
 
 
 def _check(settings: Settings) -> None:
-    for name, least in (("num", 2), ("steps", 0), ("seed", 0)):
+    for name, least, most in (("num", 2, MOST), ("steps", 0, MOST), ("seed", 0, 2**63 - 1)):
         value = getattr(settings, name)
-        if value is not None and (not isinstance(value, int) or value < least):
-            raise UsageError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        if value is not None and not (isinstance(value, int) and least <= value <= most):
+            raise UsageError(f"{name} must be a whole number in {least}..{most}, got {value!r}")
     for name in ("step_size", "noise_std"):
         value = getattr(settings, name)
         if not 0 <= value < math.inf:
@@ -119,5 +119,7 @@ def _numbers(asked: Sequence[str | int], names: Sequence[str]) -> tuple[int, ...
         elif one.isdecimal() and int(one) < len(names):
             found.append(int(one))
         else:
-            raise UsageError(f"class {one!r}: {nearest(one, names)}, or a number in 0..{len(names) - 1}")
+            raise UsageError(
+                f"class {one!r} is neither a name nor a number in 0..{len(names) - 1}: {nearest(one, names)}"
+            )
     return tuple(dict.fromkeys(found))

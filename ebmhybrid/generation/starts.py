@@ -62,8 +62,9 @@ def start_chains(
     labels = None if settings.classes is None else equal_shares(settings.classes, settings.num)
     if settings.start == "buffer":
         assert recipe.objective.jem is not None
-        images = read_buffer(state_of(weights), train.shape)
-        slots, notes = _slots(settings, labels, images, recipe.objective.jem.by_class, train.num_classes, generator)
+        by_class = recipe.objective.jem.by_class
+        images = read_buffer(state_of(weights), train.shape, train.num_classes if by_class else 1)
+        slots, notes = _slots(settings, labels, images, by_class, train.num_classes, generator)
         return Start(images[slots], labels, notes)
     if settings.start == "gaussian":
         # Chains on log p(x) start from all classes alike.
@@ -73,19 +74,24 @@ def start_chains(
     return Start(UniformStart(train.shape)(torch.zeros(settings.num, dtype=torch.int64), generator), labels)
 
 
-def read_buffer(path: Path, shape: tuple[int, ...]) -> Tensor:
-    """The images (M, C, H, W) of a run's replay buffer, in [0, 1].
+def read_buffer(path: Path, shape: tuple[int, ...], least: int = 1) -> Tensor:
+    """The images (M, C, H, W) of a run's replay buffer, M >= `least`, in [0, 1].
 
     Raises:
-        CheckpointError: no training state there, or none with a buffer of this shape.
+        CheckpointError: no training state there, or none with finite floating point images of this shape.
     """
     try:
         images = load_state(path)["parts"]["sampler"]["buffer.images"]
     except (KeyError, TypeError):
         images = None
-    if not isinstance(images, Tensor) or images.shape[1:] != shape or not len(images):
-        found = f"images {tuple(images.shape)}" if isinstance(images, Tensor) else "none"
-        raise CheckpointError(f"{path}: holds no replay buffer of images {tuple(shape)} (found {found})")
+    wanted = f"{path}: holds no replay buffer of at least {least} images {tuple(shape)}"
+    if not isinstance(images, Tensor):
+        raise CheckpointError(f"{wanted} (found none)")
+    dense = images.layout == torch.strided and images.is_floating_point()
+    if not dense or images.shape[1:] != shape or len(images) < least or not images.isfinite().all():
+        kind = f"{images.dtype} {images.layout}".replace("torch.", "")
+        held = "NaN or infinity among " if dense and not images.isfinite().all() else ""
+        raise CheckpointError(f"{wanted} (found {held}images {tuple(images.shape)}, {kind})")
     return images.float().clamp(0, 1).contiguous()
 
 
