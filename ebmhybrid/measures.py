@@ -69,6 +69,9 @@ class Sampled(Protocol):
     def settings(self) -> Any: ...
     @property
     def notes(self) -> tuple[str, ...]: ...
+    def lead(self) -> str:
+        """How they came about, in sentences."""
+        ...
 
 
 _OF_ATTACKS = ("norm", "eps", "steps", "restarts")
@@ -171,7 +174,7 @@ def _with_samples(result: suite.SuiteResult, sampled: Sampled) -> suite.SuiteRes
         result,
         generation=sampled.figures,
         settings={**result.settings, "samples": asdict(sampled.settings)},
-        context={**result.context, "notes": notes},
+        context={**result.context, "notes": notes, "samples": sampled.lead()},
     )
 
 

@@ -39,7 +39,7 @@ def generation_section(generation: GenerationResult, result: SuiteResult | None 
     return Section(
         "generation",
         "Samples",
-        (_TEXT,),
+        (_TEXT, *filter(None, [result and result.context.get("samples")])),
         tuple(_warnings(generation)),
         tuple(table for table in (*tables, _densities(generation)) if table.rows or table.means),
         tuple(drawings_of(generation)),
@@ -192,7 +192,8 @@ def _lines(generation: GenerationResult) -> Iterable[Line]:
     for row in (row for row in generation.rows if row["group"] == "distances"):
         yield from _distance_lines(row)
     for row in generation.of("neighbours"):
-        near = f"{count(row['copies'])} copies, test images {number(real['neighbours']['nearest_mean'], 3)}"
+        near = f"{count(row['copies'])} copies of {count(row['n_reference'])}, "
+        near += f"test images {number(real['neighbours']['nearest_mean'], 3)}"
         yield Line("nearest training image", number(row["nearest_mean"], 3), f"{near}, n={row['n']}")
     for row in generation.of("diversity"):
         note = f"test images {number(real['diversity']['other_mean'], 3)}, " if "diversity" in real else ""

@@ -634,21 +634,27 @@ def test_a_judge_whose_loss_is_lost_is_not_kept(base, quick, monkeypatch, tmp_pa
 
 def test_a_given_judge_is_another_model_of_the_same_classes_and_shape(base, tmp_path) -> None:
     folder, _, splits = base
-    model = load_model(folder)
-    with pytest.raises(UsageError, match="is the sampled model itself"):
-        given_judge(folder, model, splits, CPU)
+    model, weights = load_model(folder), folder / "checkpoints" / "best.safetensors"
+    for same in (folder, weights.with_name("last.safetensors")):
+        with pytest.raises(UsageError, match="is the sampled model itself"):
+            given_judge(same, model, weights, splits, CPU)
+    with torch.no_grad():
+        other = load_model(folder)
+        other.head.bias.add_(1.0)
+    with pytest.raises(UsageError, match="is the sampled model itself"):  # other weights of the run are no other model
+        given_judge(folder, other, weights, splits, CPU)
     eh.train(
         eh.load_recipe("smoke", ["training.max_steps=1", "seed=1", "objective={ce: {}}"]),
         tmp_path / "b",
         progress=False,
     )
-    found = given_judge(tmp_path / "b", model, splits, CPU)
+    found = given_judge(tmp_path / "b", model, weights, splits, CPU)
     assert found.name.startswith("WRN-10-1, cross-entropy, ")
-    assert given_judge(folder, found.model, splits, CPU).name.startswith("WRN-10-1, HDGE, ")
+    assert given_judge(folder, found.model, tmp_path / "b", splits, CPU).name.startswith("WRN-10-1, HDGE, ")
     for changes, what in ((["data.train=digits:0-5"], "classes"), (["data.image_size=16"], "image_shape")):
         out = tmp_path / what
         eh.train(eh.load_recipe("smoke", ["training.max_steps=1", *changes]), out, progress=False)
         with pytest.raises(CheckpointError, match=f"{out}: cannot judge, its {what} are "):
-            given_judge(out, model, splits, CPU)
+            given_judge(out, model, weights, splits, CPU)
     with pytest.raises(CheckpointError, match="no such run"):
-        given_judge(tmp_path / "none", model, splits, CPU)
+        given_judge(tmp_path / "none", model, weights, splits, CPU)

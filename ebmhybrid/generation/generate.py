@@ -47,7 +47,7 @@ def judge_of(
     if choice == "none":
         return None
     if choice is not None:
-        return given_judge(choice, subject.model, subject.splits, subject.device)
+        return given_judge(choice, subject.model, subject.weights, subject.splits, subject.device)
     return own_judge(folder, subject.recipe, subject.splits, device=subject.device, progress=progress)
 
 
@@ -69,14 +69,15 @@ def generate(
             out the figures that need one.
         load: a set by name in the model's shape, for chains that start from a file.
         inception: a file of the Inception network's weights, for FID, KID and Inception score.
-        limit: at most so many test and training images.
+        limit: at most so many test images.
         context: facts for results.json.
 
     Raises:
         EbmhybridError: a start that cannot be used, too few test images, or chains that leave the finite.
     """
     recipe, splits, device = subject.recipe, subject.splits, subject.device
-    reference, train = (_compared(part, settings, limit) for part in (splits.test, splits.train))
+    reference = _compared(splits.test, settings, limit)
+    train = _compared(splits.train, settings, None)  # whole: of a part's copies alone nothing could be said
     if len(reference) < 2:
         limited = "" if limit is None else f", and the limit is {limit}"
         raise DataError(f"{reference.name}: samples are measured against at least 2 test images, got 1{limited}")

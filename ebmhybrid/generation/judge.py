@@ -21,7 +21,7 @@ from ebmhybrid.evaluate.files import check_writable
 from ebmhybrid.generation.chains import Progress
 from ebmhybrid.schema import Recipe
 from ebmhybrid.training import load_model
-from ebmhybrid.training.checkpoint import save_weights, weights_digest
+from ebmhybrid.training.checkpoint import find_weights, save_weights, weights_digest
 from ebmhybrid.training.meter import validate
 from ebmhybrid.training.setup import Parts, build_parts, epoch_generator
 from ebmhybrid.training.step import train_step
@@ -38,24 +38,26 @@ class Judge:
     name: str
 
 
-def given_judge(run: str | Path, model: nn.Module, splits: Splits, device: torch.device) -> Judge:
+def given_judge(run: str | Path, model: nn.Module, weights: Path, splits: Splits, device: torch.device) -> Judge:
     """The judge that a user names.
 
     Arguments:
         run: a run directory or a weight file.
         model: the sampled model, as `load_model` gives it.
+        weights: its file.
         splits: its data.
 
     Raises:
         CheckpointError: no run there, or one of other classes or another shape.
-        UsageError: the sampled model itself.
+        UsageError: the sampled model itself, or other weights of its run.
     """
     judge = load_model(run, device).to(memory_format=torch.channels_last)
     for what in ("classes", "image_shape"):
         own, other = (one.metadata[what] for one in (judge, model))  # type: ignore[index]
         if own != other:
             raise CheckpointError(f"{run}: cannot judge, its {what} are {own}, and those of the samples {other}")
-    if weights_digest(judge) == weights_digest(model):
+    own_run = find_weights(run).resolve().parent == weights.resolve().parent and weights.parent.name == "checkpoints"
+    if own_run or weights_digest(judge) == weights_digest(model):
         raise UsageError(f"judge {run}: is the sampled model itself; name another run, or leave it out")
     return _named(judge, splits, device)
 
