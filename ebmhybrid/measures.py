@@ -103,8 +103,8 @@ def choose(given: Mapping[str, Any], defaults: Any = None) -> Measures:
         raise UsageError("severities belong to corruptions, and none were asked for: add --corruptions")
     attacks = measures.attacks or (["pgd"] if attacked else [])
     effort = (measures.steps, measures.restarts, measures.eot, measures.queries)
-    if not isinstance(measures.samples, int) or measures.samples < 0:
-        raise UsageError(f"samples must be a whole number of at least 0, got {measures.samples!r}")
+    if not isinstance(measures.samples, int) or measures.samples < 0 or measures.samples == 1:
+        raise UsageError(f"samples must be 0 or a whole number of at least 2, got {measures.samples!r}")
     suite.check(measures.scores, attacks, measures.norm, measures.eps, *effort)
     return measures
 
