@@ -175,7 +175,7 @@ def copy_recipe(name: str, file: str) -> None:
 @main.command()
 def doctor() -> None:
     """What this installation has: versions, devices, precision, extras."""
-    from ebmhybrid.runs import doctor as lines
+    from ebmhybrid.doctor import doctor as lines
 
     def work() -> None:
         for name, value in lines():

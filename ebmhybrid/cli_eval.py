@@ -78,7 +78,7 @@ measure_options = options(
         "--samples",
         type=click.IntRange(0, 10_000_000),
         metavar="N",
-        help="Draw N images, 0 or at least 2, from the model and measure them too.",
+        help="Draw N images, 0 or at least 2, and measure them too, by a small judge trained once.",
     ),
     click.option("--seed", type=SEED, metavar="N", help="Of attacks and samples.  [default: the recipe's, 0]"),
     click.option(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +28,7 @@ from ebmhybrid.recipe import parse_recipe
 from ebmhybrid.training.checkpoint import find_weights, load_model, weights_digest
 from ebmhybrid.training.engine import pick_device
 from ebmhybrid.training.records import fresh_folder
-from ebmhybrid.training.setup import load_data, pick_precision
+from ebmhybrid.training.setup import load_data
 
 if TYPE_CHECKING:
     from ebmhybrid.schema import Recipe
@@ -237,29 +236,3 @@ def _recorded(record: Path) -> dict[str, str]:
         return {part: str(data[part]["sha256"]) for part in ("validation", "test")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{record}: cannot be read as a run's record ({type(error).__name__})") from error
-
-
-def doctor() -> Iterator[tuple[str, str]]:
-    """What this installation has, as (name, value) lines: versions, devices, precision, optional extras."""
-    import platform
-    from importlib import metadata
-    from importlib.util import find_spec
-
-    from ebmhybrid._version import __version__
-
-    yield "ebmhybrid", __version__
-    yield "python", f"{platform.python_version()} on {platform.platform()}"
-    for name in ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "torchattacks", "netcal"):
-        yield name, metadata.version(name)
-    from ebmhybrid.kernels import describe
-
-    auto = pick_precision("auto", pick_device("auto"))
-    yield "precision", f"training.precision=auto is {str(auto).removeprefix('torch.')} here"
-    yield "kernels", describe()
-    yield "threads", str(torch.get_num_threads())
-    if torch.cuda.is_available():
-        for index in range(torch.cuda.device_count()):
-            yield f"cuda:{index}", torch.cuda.get_device_name(index)
-    else:
-        yield "cuda", "not available: runs use the CPU"
-    yield "timm models", "yes" if find_spec("timm") else "no: pip install 'ebmhybrid[timm]', or '.[timm]' in the source"

@@ -182,15 +182,17 @@ def _warnings(generation: GenerationResult) -> Iterable[str]:
 
 
 def _lines(generation: GenerationResult) -> Iterable[Line]:
-    """The main figures, samples first and then real images."""
+    """The main figures, samples first and then real images; the judge is named once."""
+    told: set[str] = set()
     real = {row["group"]: row for row in generation.rows if row["of"] == TEST and row.get("class") is None}
     for row in generation.of("labels"):
         if row["class"] is None:
             shown = percent(row["label_agreement"], row["label_agreement_low"], row["label_agreement_high"])
             note = f"test images {percent(real['labels']['label_agreement'])}, by {_judge(generation)}, n={row['n']}"
+            told.add(_judge(generation))
             yield Line("labels as asked", shown, note)
     for row in (row for row in generation.rows if row["group"] == "distances"):
-        yield from _distance_lines(row)
+        yield from _distance_lines(row, told)
     for row in generation.of("neighbours"):
         near = f"{count(row['copies'])} copies of {count(row['n_reference'])}, "
         near += f"test images {number(real['neighbours']['nearest_mean'], 3)}"
@@ -203,13 +205,14 @@ def _lines(generation: GenerationResult) -> Iterable[Line]:
         yield Line("log density AUROC", shown, f"test images above samples, n={row['n_reference']} and {row['n']}")
 
 
-def _distance_lines(row: Row) -> Iterable[Line]:
-    """Both distances and the score, each on a line of its own."""
+def _distance_lines(row: Row, told: set[str]) -> Iterable[Line]:
+    """Both distances and the score, each on a line of its own; features named before are `the same`."""
     for key, column in _SCORES.items():
         if key in row:
             sizes = f"n={row['n']}" + (f" and {row['n_reference']}" if "score" not in key else "")
-            note = f"features of {row['features']}, {sizes}"
-            yield Line(f"{column.heading}, {NAMES[row['of']]}", column.cell(row).text, note)
+            features = f"features of {'the same' if row['features'] in told else row['features']}"
+            told.add(row["features"])
+            yield Line(f"{column.heading}, {NAMES[row['of']]}", column.cell(row).text, f"{features}, {sizes}")
 
 
 def _card(generation: GenerationResult) -> Card | None:

@@ -118,9 +118,10 @@ ALLOWED = {
     },
     "evaluations": {"errors", "data", "evaluate", "training", "eval_sets", "external", "measures", "runs"},
     "terminal": {"errors"},
+    "doctor": {"kernels", "training", "_version"},
     "cli_sample": {"terminal", "runs", "generation"},
     "cli_eval": {"terminal", "evaluate", "evaluations", "runs"},
-    "cli": {"terminal", "recipe", "training", "evaluate", "runs", "cli_eval", "cli_sample", "_version"},
+    "cli": {"terminal", "recipe", "training", "evaluate", "runs", "cli_eval", "cli_sample", "doctor", "_version"},
 }
 
 

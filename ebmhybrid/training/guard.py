@@ -73,18 +73,17 @@ def roll_back(parts: Parts, folder: Path, log: RunLog, reason: str) -> None:
         TrainingError: the run has gone back as often as it may.
     """
     diverged_at, count, guard = parts.progress.step, parts.progress.rollbacks + 1, parts.recipe.guard
+    restore(parts, folder)
+    at = parts.progress
     if count > guard.max_rollbacks:
         jem = parts.recipe.objective.jem
         assert jem is not None
-        restore(parts, folder)
-        kept = f"{folder / 'checkpoints' / 'last.safetensors'}, of step {parts.progress.step}"
         raise TrainingError(
             f"training diverged at step {diverged_at} ({reason}), after {guard.max_rollbacks} rollbacks; the last good "
-            f"checkpoint is {kept}. Try a smaller objective.jem.step_size than {jem.step_size:g} or a smaller "
-            f"optimizer.lr than {parts.recipe.optimizer.lr:g}"
+            f"checkpoint is {folder / 'checkpoints' / 'last.safetensors'}, of step {at.step}. Try a smaller "
+            f"objective.jem.step_size than {jem.step_size:g} or a smaller optimizer.lr than "
+            f"{parts.recipe.optimizer.lr:g}"
         )
-    restore(parts, folder)
-    at = parts.progress
     at.rollbacks = count
     slow_down(parts)
     records.save(parts, folder)
