@@ -11,7 +11,7 @@ import torch
 import ebmhybrid as eh
 from ebmhybrid.errors import CheckpointError, DataError, RecipeError
 from ebmhybrid.losses.baselines import energy_margin_loss, logit_norm_loss, outlier_exposure_loss, supcon_loss
-from ebmhybrid.training import step
+from ebmhybrid.training import engine, step
 from ebmhybrid.training.checkpoint import load_state
 from ebmhybrid.training.setup import build_parts, load_data, load_outliers
 
@@ -90,6 +90,25 @@ def test_in_the_last_epochs_the_head_learns_alone_on_frozen_features_with_a_sche
     encoder = load_state(tmp_path / "b" / "checkpoints" / "last.state.pt")["parts"]["model"]
     same = {name for name, value in encoder.items() if torch.equal(value, resumed[name])}
     assert set(encoder) - same == {"head.weight", "head.bias"}
+
+
+def test_the_best_epoch_is_one_of_the_heads(tmp_path, monkeypatch) -> None:
+    found = iter([0.9, 0.8, 0.5])
+    monkeypatch.setattr(engine, "validate", lambda *_: {"accuracy": next(found), "nll": 1.0})
+    options = ["objective={supcon: {head_epochs: 1}}", *SUPCON, "training.max_steps=null"]
+    assert eh.train(recipe(*options), tmp_path / "a", progress=False).metrics == {
+        "accuracy": 0.5,
+        "nll": 1.0,
+        "step": 42,
+    }
+
+
+def test_clipping_counts_the_projections_gradient_too() -> None:
+    parts = parts_of("objective={supcon: {head_epochs: 1}}", *SUPCON, "training.grad_clip=0.001")
+    stepped(parts)
+    weights = [*parts.model.parameters(), *parts.objective.parameters()]
+    norm = sum((weight.grad**2).sum() for weight in weights) ** 0.5
+    assert norm.item() == pytest.approx(0.001, rel=1e-3)
 
 
 @pytest.mark.parametrize(

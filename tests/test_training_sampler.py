@@ -42,7 +42,7 @@ def batch_of(parts: Parts, n: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
     return train.images[:n].float() / 255, train.labels[:n]
 
 
-@pytest.mark.parametrize("jem", ["", "chains: class", "target: conditional", "clip: 0.1, clamp: false"])
+@pytest.mark.parametrize("jem", ["reinit: 0.5", "chains: class", "target: conditional", "clip: 0.1, clamp: false"])
 def test_chains_are_langevin_steps_from_the_buffer_by_the_recipes_settings(splits, jem: str) -> None:
     parts = parts_of(splits, jem=jem)
     sampler, term = parts.sampler, parts.sampler.term
@@ -59,7 +59,7 @@ def test_chains_are_langevin_steps_from_the_buffer_by_the_recipes_settings(split
     found = sampler(parts.model, parts.model, labels, torch.Generator().manual_seed(5), scale=0.5)
     torch.testing.assert_close(found, x)
     assert torch.equal(sampler.buffer.images[slots[-1]], found[-1])
-    assert (sampler.buffer.reinit, len(sampler.buffer)) == (term.reinit, 70)
+    assert (sampler.buffer.reinit, len(sampler.buffer)) == (0.5 if "reinit" in jem else 0.05, 70)
     assert not found.requires_grad
     assert all(weight.grad is None for weight in parts.model.parameters())
 
@@ -87,6 +87,8 @@ def test_inner_steps_are_proximal_ones_through_the_nets_first_layer(splits) -> N
 def test_the_first_filling_is_the_runs_own(splits) -> None:
     first, again = parts_of(splits).sampler.buffer.images, parts_of(splits).sampler.buffer.images
     assert torch.equal(first, again)
+    wider = parts_of(splits, "model={depth: 10, width: 2, norm: none}")  # draws other weights, and the same starts
+    assert torch.equal(first, wider.sampler.buffer.images)
     assert not torch.equal(first, parts_of(splits, "seed=1").sampler.buffer.images)
 
 
@@ -238,6 +240,13 @@ def test_weights_that_an_update_ruined_are_never_saved(tmp_path, monkeypatch) ->
     assert run.rollbacks == 1
     assert rows_of(tmp_path / "a", "rollback")[0]["diverged_at"] == 14
     assert eh.load_model(tmp_path / "a").head.bias.abs().max() < 1
+
+
+def test_a_validation_that_is_not_finite_is_a_divergence_too(tmp_path, monkeypatch) -> None:
+    found = iter([float("nan"), 1.0])
+    monkeypatch.setattr(engine, "validate", lambda *_: {"accuracy": 0.5, "nll": next(found)})
+    run = eh.train(recipe("training.max_steps=3"), tmp_path / "a", progress=False)
+    assert (run.rollbacks, run.metrics["nll"]) == (1, 1.0)
 
 
 def test_rollbacks_are_bounded_also_over_a_resume(tmp_path, monkeypatch) -> None:
