@@ -80,7 +80,7 @@ def test_wrong_input_is_named(arguments, message) -> None:
 def contrast(n: int = 5, m: int = 4) -> Contrast:
     generator = torch.Generator().manual_seed(0)
     data, samples = (torch.randn(k, CLASSES, dtype=torch.float64, generator=generator) for k in (n, m))
-    return Contrast(data, samples, torch.arange(n) % CLASSES, torch.arange(m) % CLASSES)
+    return Contrast(data, samples, torch.arange(n) % CLASSES, (torch.arange(m) + 1) % CLASSES)
 
 
 @pytest.mark.parametrize("target", ["marginal", "conditional"])
