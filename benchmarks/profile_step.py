@@ -28,7 +28,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks import harness
 from ebmhybrid import load_recipe
 from ebmhybrid.data import batches
-from ebmhybrid.training import engine
+from ebmhybrid.training import engine, step
 from ebmhybrid.training.setup import Parts, build_parts, load_data
 
 # The first kind with a word in the operator's name; names are torch's, the same on every device.
@@ -72,7 +72,7 @@ def phases(parts: Parts, forward: Callable[[Tensor], Tensor]) -> Iterator[tuple[
 
     with ExitStack() as stack:
         for name, owner, attribute in (
-            ("augmentation", engine, "prepare"),
+            ("augmentation", step, "prepare"),
             ("loss", parts.objective, "forward"),
             ("backward", torch.Tensor, "backward"),
             ("optimiser", parts.optimizer, "step"),

@@ -521,5 +521,5 @@ def test_samples_need_a_run(tmp_path) -> None:
     asked = choose({"samples": 5})
     with pytest.raises(UsageError, match="samples are drawn from a run"):
         measure(torch.nn.Identity(), digits, asked, source, id_name="digits", weights="", cache=None)
-    with pytest.raises(UsageError, match=r"samples must be a whole number of at least 0, got 2\.5"):
+    with pytest.raises(UsageError, match=r"samples must be 0 or a whole number of at least 2, got 2\.5"):
         choose({"samples": 2.5})
