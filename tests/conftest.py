@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A shell starts background processes that ignore Ctrl-C, and the tests send it to themselves.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 import torch

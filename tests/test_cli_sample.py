@@ -445,7 +445,7 @@ def test_an_interrupt_leaves_neither_samples_nor_half_a_judge(folder, tmp_path, 
         threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
         return original(*args)
 
-    monkeypatch.setattr(judge, "STEPS", 10**6)
+    monkeypatch.setattr(judge, "STEPS", 3000)
     monkeypatch.setattr(judge, "build_parts", build_parts)
     result = call("sample", run, "--num", "4")
     assert result.exit_code == 130, result.output
