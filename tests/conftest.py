@@ -6,13 +6,13 @@ import os
 import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# A shell starts background processes that ignore Ctrl-C, and the tests send it to themselves.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
+# A shell starts background processes that ignore Ctrl-C, and the tests send it to themselves.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
