@@ -40,9 +40,7 @@ def newest_run(root: str | Path = "runs") -> Path:
     Raises:
         CheckpointError: no run there.
     """
-    found = Path(root).rglob("checkpoints/last.safetensors")
-    # A hidden folder is one that is just being made.
-    weights = [path for path in found if not any(part.startswith(".") for part in path.relative_to(root).parts)]
+    weights = list(Path(root).rglob("checkpoints/last.safetensors"))
     if not weights:
         raise CheckpointError(f"{root}: no run there; make one with `ebmhybrid train`, or name a run directory")
     return max(weights, key=lambda path: path.stat().st_mtime_ns).parent.parent

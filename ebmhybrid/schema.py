@@ -287,6 +287,12 @@ class Recipe(Locked):
                 "to the encoder"
             )
 
+    @property
+    def encoder_epochs(self) -> int:
+        """Epochs until supcon's linear head goes on alone; without supcon all of them."""
+        supcon = self.objective.supcon
+        return self.training.epochs - (supcon.head_epochs if supcon is not None else 0)
+
     def to_yaml(self) -> str:
         """The recipe with every default written out, as a run keeps it; `load_recipe` reads it back."""
         foreign = set() if self.model.name == "wide_resnet" else WIDE_RESNET_KEYS

@@ -181,14 +181,14 @@ def _score_of(rows: np.ndarray) -> float:
 
 
 def nearest(queries: Values, pool: Values, *, others: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """The smallest Euclidean distance of each row to a row of a pool, and which row that is.
+    """The smallest Euclidean distance of each row to a row of a pool, and which row that is, by scikit-learn.
 
     Arguments:
         queries: (N, D). pool: (M, D).
         others: queries and pool are the same rows, and a row is no neighbour of itself.
 
     Returns:
-        Distances, float64 (N,), and places in the pool, int64 (N,); the first of several equally near ones.
+        Distances, float64 (N,), and places in the pool, int64 (N,); of several equally near ones any.
 
     Raises:
         EbmhybridError: other than two finite matrices of the same D, an empty pool, or no other row.
@@ -199,21 +199,9 @@ def nearest(queries: Values, pool: Values, *, others: bool = False) -> tuple[np.
     rows, those = checked_rows(queries, "queries", least=1), checked_rows(pool, "pool", least=1 + others)
     if rows.shape[1] != those.shape[1]:
         raise EbmhybridError(f"queries and pool must have the same D, got {rows.shape[1]} and {those.shape[1]}")
-    best, place = np.full(len(rows), np.inf), np.zeros(len(rows), dtype=np.int64)
-    for j in range(0, len(those), _WIDE):
-        some = those[j : j + _WIDE]
-        squares = np.square(some).sum(axis=1)
-        for i in range(0, len(rows), _CHUNK):
-            part = slice(i, min(i + _CHUNK, len(rows)))
-            gap = squares - 2 * rows[part] @ some.T  # the squared distance but for |row|^2
-            if others:
-                own = np.arange(part.start, part.stop) - j
-                inside = np.flatnonzero((own >= 0) & (own < len(some)))
-                gap[inside, own[inside]] = np.inf
-            column = gap.argmin(axis=1)
-            value = gap[np.arange(len(gap)), column]
-            closer = value < best[part]
-            best[part] = np.where(closer, value, best[part])
-            place[part] = np.where(closer, column + j, place[part])
-    # Once more from the pair itself: the difference of large squares above would leave a copy a distance above 0.
+    from sklearn.neighbors import NearestNeighbors
+
+    index = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(those)
+    place = index.kneighbors(None if others else rows, return_distance=False)[:, 0]  # None: all but the row itself
+    # From the pair itself: the library's difference of large squares would leave a copy a distance above 0.
     return np.linalg.norm(rows - those[place], axis=1), place

@@ -25,18 +25,19 @@ _LOOKS = {SAMPLES: (ORANGE, "-"), TEST: (BLUE, "--"), TRAIN: (GREEN, "-.")}
 _BINS = 40
 
 
-def mosaic(rows: Sequence[np.ndarray]) -> np.ndarray:
+def mosaic(rows: Sequence[np.ndarray], gap: int = _GAP, between: tuple[float, float, float] = _BETWEEN) -> np.ndarray:
     """Rows of images (K, C, H, W) in [0, 1] as one RGB picture on pale blue, each pixel a square; rows may differ.
 
-    Grey images, and those of other than 3 channels by their mean, become RGB.
+    Grey images, and those of other than 3 channels by their mean, become RGB. `gap` pixels of the colour `between`
+    stand between two images.
 
     >>> mosaic([np.zeros((2, 1, 48, 48)), np.zeros((1, 1, 48, 48))]).shape
     (100, 100, 3)
     """
     height, width = rows[0].shape[2:]
     scale = max(1, -(-_LEAST // max(height, width)))
-    tall, wide = height * scale + _GAP, width * scale + _GAP
-    picture = np.full((len(rows) * tall - _GAP, max(map(len, rows)) * wide - _GAP, 3), _BETWEEN)
+    tall, wide = height * scale + gap, width * scale + gap
+    picture = np.full((len(rows) * tall - gap, max(map(len, rows)) * wide - gap, 3), between)
     for i, row in enumerate(rows):
         for k, image in enumerate(row):
             # a resized image may leave [0, 1] by a rounding error

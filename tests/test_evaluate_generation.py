@@ -96,15 +96,12 @@ def test_kernel_distance_is_the_mean_over_pairs_and_its_error_the_jackknife(n: i
     assert found.error == pytest.approx(naive.jackknife_error(a, b), rel=1e-8)
 
 
-def test_chunks_do_not_change_sums_or_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_do_not_change_sums(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = _features(23, 3, 8), _features(17, 3, 9)
-    whole = kernel_distance(a, b), nearest(a, b), nearest(a, a, others=True)
+    whole = kernel_distance(a, b)
     monkeypatch.setattr(generation_metrics, "_CHUNK", 4)
     monkeypatch.setattr(generation_metrics, "_WIDE", 5)
-    assert kernel_distance(a, b) == pytest.approx(whole[0], rel=1e-12)
-    for found, expected in ((nearest(a, b), whole[1]), (nearest(a, a, others=True), whole[2])):
-        np.testing.assert_array_equal(found[0], expected[0])
-        np.testing.assert_array_equal(found[1], expected[1])
+    assert kernel_distance(a, b) == pytest.approx(whole, rel=1e-12)
 
 
 def test_kernel_distance_is_unbiased_and_its_error_is_about_right() -> None:

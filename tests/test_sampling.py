@@ -237,6 +237,18 @@ def test_preconditioning_keeps_the_covariance_and_mixes_evenly() -> None:
     check_moments(x, torch.zeros(2).double(), torch.diag(torch.tensor(expected).double()))
 
 
+@pytest.mark.parametrize(("decay", "excess"), [(0.99, (0.10, 0.04)), (0.9, (0.52, 0.21))])
+def test_a_short_memory_makes_the_variances_too_large(decay: float, excess: tuple[float, float]) -> None:
+    """The limit of the method that docs/sampling.md gives figures of, within Monte-Carlo error of 8,000 chains."""
+    precisions, step, count = torch.tensor([1.0, 16.0], dtype=torch.float64), 0.05, 8000
+    x0 = torch.randn(count, 2, generator=seeded(4), dtype=torch.float64) / precisions.sqrt()
+    density = lambda x: -(precisions * x.square()).sum(1) / 2  # noqa: E731
+    x = sgld(density, x0, 1000, step, math.sqrt(2 * step), generator=seeded(), precondition=decay)
+    exact = [naive.chain_variance(p, step / p**0.5, math.sqrt(2 * step) / p**0.25) for p in precisions.tolist()]
+    for found, wanted, more in zip(x.var(0).tolist(), exact, excess, strict=True):
+        assert found / wanted - 1 == pytest.approx(more, abs=5 * math.sqrt(2 / count) * (1 + more))
+
+
 def test_where_the_density_is_flat_a_preconditioned_step_is_bounded_by_the_damping() -> None:
     x0 = torch.zeros(2, 2)
     settings: dict[str, Any] = {"precondition": 0.9, "damping": 0.01}

@@ -188,3 +188,6 @@ def test_a_missing_set_of_outliers_is_named_before_anything_is_written(tmp_path)
     run = eh.train(recipe(options[0], options[1] % (tmp_path / "x.npz")), tmp_path / "b", progress=False)
     assert run.metrics["step"] == 6
     assert json.loads((run.folder / "env.json").read_text())["data"]["reference"]["n"] == 3
+    np.savez(tmp_path / "x.npz", x=np.ones((3, 8, 8), dtype=np.uint8), y=np.zeros(3, dtype=np.int64))
+    with pytest.raises(CheckpointError, match=r"reference\.set is not that of the run"):
+        eh.train(resume=run.folder, overrides=["training.max_steps=8"], progress=False)

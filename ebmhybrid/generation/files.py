@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = "1"
 COLUMNS, ROWS = 10, 10  # of the picture: more images than that are in the arrays alone
-_SIDE, _GAP, _MARGIN = 48, 2, 6  # least side of an enlarged image, space between two, space around all: pixels
+_GAP, _MARGIN = 2, 6  # pixels between two images, and around all
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,13 +126,13 @@ def arrays(images: Tensor) -> np.ndarray:
 def grid(images: Tensor, labels: Tensor | None, classes: Sequence[str]) -> Image:
     """A picture of samples: rows of a class with its name where classes were asked for."""
     if labels is None:
-        return tiles([list(row) for row in images[: COLUMNS * ROWS].split(COLUMNS)])
-    rows: list[list[Tensor]] = []
+        return tiles(images[: COLUMNS * ROWS].split(COLUMNS))
+    rows: list[Tensor] = []
     names: list[str] = []
     asked = labels.unique()
     for label in asked.tolist():
         some = images[labels == label][: COLUMNS * max(1, ROWS // len(asked))].split(COLUMNS)
-        rows += [list(row) for row in some]
+        rows += some
         names += [classes[label], *[""] * (len(some) - 1)]
     return tiles(rows, names)
 
@@ -141,33 +141,27 @@ def film(drawn: Drawn, classes: Sequence[str]) -> Image:
     """A picture of chains over time: a chain a row, the step numbers above."""
     names = None if drawn.labels is None else [classes[int(drawn.labels[i])] for i in drawn.watched]
     moments = ["step 0", *map(str, drawn.moments[1:])]
-    return tiles([list(row) for row in drawn.chains.transpose(0, 1)], names, moments)
+    return tiles(tuple(drawn.chains.transpose(0, 1)), names, moments)
 
 
-def tiles(rows: Sequence[Sequence[Tensor]], left: Sequence[str] | None = None, top: Sequence[str] = ()) -> Image:
-    """Images (C, H, W) in rows, small ones enlarged by whole pixels, with words beside rows and above columns."""
+def tiles(rows: Sequence[Tensor], left: Sequence[str] | None = None, top: Sequence[str] = ()) -> Image:
+    """Rows of images (K, C, H, W), small ones enlarged by whole pixels, with words beside rows and above columns."""
     from PIL import Image as pictures
     from PIL import ImageDraw, ImageFont
 
+    from ebmhybrid.evaluate.plots_generation import mosaic
+
     font = ImageFont.load_default()
-    _, height, width = rows[0][0].shape
-    scale = -(-_SIDE // height)
-    step_x, step_y = width * scale + _GAP, height * scale + _GAP
+    images = mosaic([row.numpy() for row in rows], gap=_GAP, between=(1.0, 1.0, 1.0))
+    height, width, _ = images.shape
+    step_x, step_y = (width + _GAP) // max(map(len, rows)), (height + _GAP) // len(rows)
     x0 = _MARGIN + (max(int(font.getlength(word)) for word in left) + _MARGIN if left else 0)
     y0 = _MARGIN + (16 if top else 0)
-    size = x0 + step_x * max(map(len, rows)) + _MARGIN, y0 + step_y * len(rows) + _MARGIN
-    picture = pictures.new("RGB", size, "white")
-    for i, j, image in _placed(rows):
-        pixels = arrays(image[None].expand(1, 3, -1, -1) if image.shape[0] == 1 else image[None])[0]
-        tile = pictures.fromarray(pixels.repeat(scale, axis=0).repeat(scale, axis=1))
-        picture.paste(tile, (x0 + j * step_x, y0 + i * step_y))
+    picture = pictures.new("RGB", (x0 + width + _GAP + _MARGIN, y0 + height + _GAP + _MARGIN), "white")
+    picture.paste(pictures.fromarray((255 * images).round().astype(np.uint8)), (x0, y0))
     drawing = ImageDraw.Draw(picture)
     for i, word in enumerate(left or ()):
         drawing.text((_MARGIN, y0 + i * step_y + (step_y - _GAP) // 2), word, "black", font, anchor="lm")
     for j, word in enumerate(top):
         drawing.text((x0 + j * step_x + (step_x - _GAP) // 2, y0 - 3), word, "black", font, anchor="ms")
     return picture
-
-
-def _placed(rows: Sequence[Sequence[Tensor]]) -> Iterator[tuple[int, int, Tensor]]:
-    return ((i, j, image) for i, row in enumerate(rows) for j, image in enumerate(row))

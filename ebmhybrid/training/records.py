@@ -131,6 +131,7 @@ def save(parts: Parts, folder: Path) -> None:
         "device": parts.device.type,
         "precision": str(parts.precision),
         "data": parts.splits.train.digest(),
+        "outliers": None if parts.outliers is None else parts.outliers.digest(),
         "parts": parts.state_dict(),
     }
     checkpoint.save_state(folder / "checkpoints" / "last.state.pt", state)

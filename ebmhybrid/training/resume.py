@@ -57,6 +57,9 @@ def restore(parts: Parts, folder: Path) -> None:
     try:
         if state["data"] != parts.splits.train.digest():
             raise CheckpointError(f"{folder}: the training data is not that of the run (its sha256 differs)")
+        outliers = None if parts.outliers is None else parts.outliers.digest()
+        if state.get("outliers") != outliers:
+            raise CheckpointError(f"{folder}: reference.set is not that of the run (its sha256 differs)")
         if state["device"] != parts.device.type:
             raise CheckpointError(
                 f"{folder}: the run was made on {state['device']}, and {parts.device.type} cannot go on from its "

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ebmhybrid.data import ImageSet
+from ebmhybrid.data.augment import draw_device
 from ebmhybrid.errors import RecipeError
 from ebmhybrid.losses.jem import jem_log_density
 from ebmhybrid.sampling import GaussianStart, ReplayBuffer, UniformStart, proximal_sgld, sgld
@@ -43,7 +44,7 @@ class Sampler(nn.Module):
         """The classes of a step's chains: the batch's own for log p(x|y), else drawn uniformly, one a chain."""
         if self.term.target == "conditional":
             return labels
-        where = labels.device if generator is None else generator.device
+        where = draw_device(labels, generator)
         return torch.randint(self.buffer.num_classes, labels.shape, generator=generator, device=where).to(labels.device)
 
     def forward(

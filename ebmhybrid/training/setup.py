@@ -78,20 +78,14 @@ class Parts:
         return self.model if self.average is None else self.average.module
 
     @property
-    def encoder_epochs(self) -> int:
-        """Epochs until the linear head goes on alone, with supcon; without it all of them."""
-        supcon = self.recipe.objective.supcon
-        return self.recipe.training.epochs - (supcon.head_epochs if supcon is not None else 0)
-
-    @property
     def head_only(self) -> bool:
         """Whether the encoder is done and only the linear head on its features goes on learning."""
-        return self.recipe.objective.supcon is not None and self.progress.epoch >= self.encoder_epochs
+        return self.recipe.objective.supcon is not None and self.progress.epoch >= self.recipe.encoder_epochs
 
     @property
     def head_begins(self) -> bool:
         """Whether this is the first epoch of the head alone."""
-        return self.head_only and self.progress.epoch == self.encoder_epochs
+        return self.head_only and self.progress.epoch == self.recipe.encoder_epochs
 
     def _stateful(self) -> Iterator[tuple[str, Any]]:
         yield from (
@@ -206,10 +200,8 @@ def build_parts(
     steps_per_epoch = count_batches(len(splits.train), recipe.training.batch_size)
     total_steps = min(steps_per_epoch * recipe.training.epochs, recipe.training.max_steps or steps_per_epoch * 10**9)
     generator = torch.Generator(device).manual_seed(recipe.seed)
-    jem, supcon = recipe.objective.jem, recipe.objective.supcon
-    stages = [total_steps]
-    if supcon is not None:
-        stages = [(recipe.training.epochs - supcon.head_epochs) * steps_per_epoch, supcon.head_epochs * steps_per_epoch]
+    jem, encoder_steps = recipe.objective.jem, min(total_steps, recipe.encoder_epochs * steps_per_epoch)
+    stages = [steps for steps in (encoder_steps, total_steps - encoder_steps) if steps]
     return Parts(
         recipe=recipe,
         splits=splits,
