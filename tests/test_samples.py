@@ -420,6 +420,7 @@ def test_the_grid_has_rows_of_a_class_and_at_most_a_hundred_images() -> None:
     assert (pixels[6 + 6 * 50 + 24, -50] == 255).all()
     assert (pixels[6 + 24, :12] < 128).any()  # a name stands beside the first row of its class
     assert (pixels[56 + 24, :12] == 255).all()
+    assert (pixels[6 + 3 * 50 + 24, :12] < 128).any()
 
 
 def test_the_film_has_a_row_a_chain_and_a_column_a_moment() -> None:
