@@ -28,8 +28,9 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks import harness
 from ebmhybrid import load_recipe
 from ebmhybrid.data import batches
-from ebmhybrid.training import engine, step
-from ebmhybrid.training.setup import Parts, build_parts, load_data
+from ebmhybrid.training import classify, engine
+from ebmhybrid.training.build import build_parts, load_data
+from ebmhybrid.training.setup import Parts
 
 # The first kind with a word in the operator's name; names are torch's, the same on every device.
 KINDS = {
@@ -72,7 +73,7 @@ def phases(parts: Parts, forward: Callable[[Tensor], Tensor]) -> Iterator[tuple[
 
     with ExitStack() as stack:
         for name, owner, attribute in (
-            ("augmentation", step, "prepare"),
+            ("augmentation", classify, "prepare"),
             ("loss", parts.objective, "forward"),
             ("backward", torch.Tensor, "backward"),
             ("optimiser", parts.optimizer, "step"),

@@ -23,8 +23,9 @@ from benchmarks import harness
 from benchmarks.loss import literal
 from ebmhybrid import HDGELoss, load_recipe
 from ebmhybrid.data import ImageSet, Splits, augment
+from ebmhybrid.training.build import build_parts
 from ebmhybrid.training.engine import pick_device, train_step
-from ebmhybrid.training.setup import Parts, build_parts
+from ebmhybrid.training.setup import Parts
 
 CLASSES = 10
 OURS = "ours: train_step of cifar10_wrn28"

@@ -86,11 +86,9 @@ def train(
         if run.signal:
             sys.exit(128 + run.signal)
         best = run.metrics
+        reached = f"accuracy {100 * best['accuracy']:.2f} %" if "accuracy" in best else f"loss {best['loss']:.4f}"
         rollbacks = f", {run.rollbacks} rollback{'s' if run.rollbacks > 1 else ''}" if run.rollbacks else ""
-        click.echo(
-            f"best validation accuracy {100 * best['accuracy']:.2f} % at step {best['step']:.0f}{rollbacks}, "
-            f"run: {run.folder}"
-        )
+        click.echo(f"best validation {reached} at step {best['step']:.0f}{rollbacks}, run: {run.folder}")
 
     guarded(work)
 

@@ -46,7 +46,7 @@ def floor_log_std(raw: Tensor, floor: float = FLOOR) -> Tensor:
     The MIM losses reward certainty without end: without a floor sigma shrinks until its logarithm overflows.
 
     >>> floor_log_std(torch.tensor([-1e4, 0.0, 3.0])).round(decimals=2)
-    tensor([-6.0000,  0.0000,  3.0000])
+    tensor([-6.,  0.,  3.])
     """
     return floor + F.softplus(raw - floor)
 

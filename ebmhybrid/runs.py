@@ -25,10 +25,10 @@ from ebmhybrid.generation.settings import choose as choose_samples
 from ebmhybrid.generation.starts import has_buffer
 from ebmhybrid.measures import choose, measure
 from ebmhybrid.recipe import parse_recipe
+from ebmhybrid.training.build import load_data
 from ebmhybrid.training.checkpoint import find_weights, load_model, weights_digest
 from ebmhybrid.training.engine import pick_device
 from ebmhybrid.training.records import fresh_folder
-from ebmhybrid.training.setup import load_data
 
 if TYPE_CHECKING:
     from ebmhybrid.schema import Recipe

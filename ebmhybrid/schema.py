@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import Field, model_validator
 
+from ebmhybrid.network import WIDE_RESNET_KEYS, Model
 from ebmhybrid.terms import (
     Count,
     CrossEntropyTerm,
@@ -44,8 +45,6 @@ Score = Literal[
 ]
 Attack = Literal["fgsm", "pgd", "apgd-ce", "apgd-dlr", "fab", "square", "cw", "aa"]
 
-WIDE_RESNET_KEYS = {"depth", "width", "norm", "activation", "dropout"}
-
 
 class Augment(Locked):
     """Random crops after reflect padding, flips, and Gaussian noise in units of the [0, 1] pixel scale."""
@@ -73,41 +72,6 @@ class Data(Locked):
     channels: Literal[1, 3] | None = None
     image_size: Annotated[int, Field(ge=8, le=512)] | None = None
     augment: Augment = Augment()
-
-
-class Model(Locked):
-    """A WideResNet by its own keys, or `torchvision/NAME` and `timm/NAME` with keyword arguments in `options`."""
-
-    name: str = "wide_resnet"
-    depth: int = 28
-    width: Annotated[int, Field(ge=1, le=1024)] = 10
-    norm: Literal["none", "batch", "layer", "instance"] = "batch"
-    activation: Literal["leaky_relu", "relu", "silu", "gelu", "softplus"] = "leaky_relu"
-    dropout: Probability = 0.0
-    mean: float | list[float] | None = None
-    std: float | list[float] | None = None
-    options: dict[str, Any] = {}
-    init: str | None = None  # a run or weight file to start from
-
-    @model_validator(mode="after")
-    def _keys_belong_to_the_model(self) -> Model:
-        if self.name == "wide_resnet":
-            if self.options:
-                raise ValueError("options are for torchvision/ and timm/ models; wide_resnet has keys of its own")
-            if self.depth < 10 or (self.depth - 4) % 6:
-                raise ValueError(f"depth must be 6 n + 4 (10, 16, 22, 28, ...), got {self.depth}")
-        elif foreign := sorted(WIDE_RESNET_KEYS & self.model_fields_set):
-            raise ValueError(f"{', '.join(foreign)}: keys of wide_resnet; give {self.name} its arguments in options")
-        if clash := sorted({"name", "num_classes", "in_channels", "mean", "std"} & self.options.keys()):
-            raise ValueError(f"options: {', '.join(clash)} cannot stand there; they follow from the model and the data")
-        return self
-
-    def arguments(self) -> dict[str, Any]:
-        """The keyword arguments for `ebmhybrid.models.build_model`, but for classes and channels."""
-        given: dict[str, Any] = dict(self.options)
-        if self.name == "wide_resnet":
-            given |= {key: getattr(self, key) for key in WIDE_RESNET_KEYS}
-        return given | {key: getattr(self, key) for key in ("mean", "std") if getattr(self, key) is not None}
 
 
 class Reference(Locked):
@@ -255,12 +219,35 @@ class Recipe(Locked):
             self._sampling_fits(terms.jem)
         if terms.supcon is not None:
             self._features_fit(terms.supcon)
+        self._codes_fit()
         if self.data.augment.mixup_alpha:
             if hdge and hdge.form == "released" and hdge.negatives != "batch":
                 raise ValueError("mixup needs objective.hdge.form=paper or objective.hdge.negatives=batch")
             if self.reference and hdge and hdge.form == "released":
                 raise ValueError("mixup with reference images needs objective.hdge.form=paper")
         return self
+
+    def _codes_fit(self) -> None:
+        name, term = self.model.name, "gcrl" if self.objective.gcrl is not None else "latent"
+        wanted = {"latent": ("autoencoder", "sequence_autoencoder"), "gcrl": ("image_transformer",)}
+        if self.objective.learns_codes != self.model.learns_codes or (
+            self.objective.learns_codes and name not in wanted[term]
+        ):
+            if self.objective.learns_codes:
+                raise ValueError(f"objective.{term} needs model.name {' or '.join(wanted[term])}, got {name}")
+            needed = next(term for term, names in wanted.items() if name in names)
+            raise ValueError(f"model.name={name} has no classes to tell apart: its objective is objective.{needed}")
+        is_text = self.data.train.startswith("text:")
+        if is_text != (name == "sequence_autoencoder"):
+            raise ValueError(
+                f"text:PATH and model.name=sequence_autoencoder go together, got {self.data.train} and {name}"
+            )
+        if is_text and (
+            changed_fields(self.data.augment) or (self.objective.latent and self.objective.latent.views == 2)
+        ):
+            raise ValueError("data.augment and objective.latent.views = 2 are for images, not for text:PATH")
+        if self.objective.learns_codes and (self.optimizer.sam_rho or self.data.augment.mixup_alpha):
+            raise ValueError(f"objective.{term} does not go with optimizer.sam_rho or mixup")
 
     def _sampling_fits(self, jem: JEMTerm) -> None:
         if jem.inner_steps and self.model.name != "wide_resnet":

@@ -129,8 +129,48 @@ class OutlierExposureTerm(Locked):
     weight: Positive = 0.5
 
 
+class LatentTerm(Locked):
+    """What an encoder-decoder with Gaussian codes learns: a generative loss, a contrast of codes, or both.
+
+    VAE is `vae` with `none`, A-MIM `mim` with `none`, cMIM `mim` with `cmim`, cVAE `vae` with `cmim`, InfoNCE `none`
+    with `infonce`, InfoNCE+MIM `mim` with `infonce`. A code's positive is itself, or with two views that of another
+    augmentation of the image.
+    """
+
+    generative: Literal["none", "vae", "mim"] = "mim"
+    contrast: Literal["none", "cmim", "infonce"] = "cmim"
+    contrast_weight: Positive = 1.0
+    temperature: Positive = 0.1
+    views: Literal[1, 2] = 1
+
+    @model_validator(mode="after")
+    def _options_belong_together(self) -> LatentTerm:
+        if self.generative == "none" and self.contrast == "none":
+            raise ValueError("generative and contrast are both none: nothing would be trained")
+        if self.views == 2 and self.contrast != "infonce":
+            raise ValueError(f"views = 2 is for contrast: infonce, got {self.contrast}")
+        foreign = {"contrast_weight", "temperature"} if self.contrast == "none" else set()
+        if changed := sorted(foreign & changed_fields(self)):
+            raise ValueError(f"{', '.join(changed)}: not an option without contrast")
+        return self
+
+
+class GCRLTerm(Locked):
+    """The generative loss of an image transformer in nats a token, and a contrast of two views times `weight`."""
+
+    weight: NonNegative = 1.0
+    generative_weight: NonNegative = 1.0
+    temperature: Positive = 0.1
+
+    @model_validator(mode="after")
+    def _trains_something(self) -> GCRLTerm:
+        if not self.weight and not self.generative_weight:
+            raise ValueError("weight and generative_weight are both 0: nothing would be trained")
+        return self
+
+
 class Objective(Locked):
-    """The terms of the loss, added up. At least one that trains a classifier or a density."""
+    """The terms of the loss, added up. At least one that trains a classifier, a density or codes."""
 
     ce: CrossEntropyTerm | None = None
     hdge: HDGETerm | None = None
@@ -140,17 +180,26 @@ class Objective(Locked):
     energy_margin: EnergyMarginTerm | None = None
     outlier_exposure: OutlierExposureTerm | None = None
     z_loss: ZLossTerm | None = None
+    latent: LatentTerm | None = None
+    gcrl: GCRLTerm | None = None
 
     @model_validator(mode="after")
     def _has_a_term(self) -> Objective:
-        trains = ("ce", "hdge", "jem", "logit_norm", "supcon")
+        trains = ("ce", "hdge", "jem", "logit_norm", "supcon", "latent", "gcrl")
         if all(getattr(self, name) is None for name in trains):
             raise ValueError(f"needs at least one term of: {', '.join(trains)}")
-        others = [name for name in Objective.model_fields if name != "supcon" and getattr(self, name) is not None]
-        if self.supcon is not None and others:
-            raise ValueError(f"supcon trains features and then a head, and does not go with {', '.join(others)}")
+        given = [name for name in Objective.model_fields if getattr(self, name) is not None]
+        for alone, learns in (("supcon", "features and then a head"), ("latent", "codes"), ("gcrl", "codes")):
+            if alone in given and len(given) > 1:
+                others = ", ".join(name for name in given if name != alone)
+                raise ValueError(f"{alone} trains {learns}, and does not go with {others}")
         if self.ce is not None and self.hdge is not None:
             raise ValueError("hdge has its own cross-entropy: leave out ce, and set objective.hdge.ce_weight")
         if self.hdge is not None and not self.hdge.weight and not self.hdge.ce_weight:
             raise ValueError("hdge.weight and hdge.ce_weight are both 0: nothing would be trained")
         return self
+
+    @property
+    def learns_codes(self) -> bool:
+        """Whether an encoder-decoder is trained, and no classifier."""
+        return self.latent is not None or self.gcrl is not None

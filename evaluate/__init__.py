@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         generation,
         ood,
         predictions,
+        representation,
         robustness,
         scores,
         selective,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from .predictions import predict
     from .refine import Refined
     from .refine_attacks import evaluate_refined
+    from .representation import evaluate_representation, of_representation
     from .robustness import evaluate_robustness
     from .sanity import sanity_panel
     from .selective import evaluate_selective
@@ -55,8 +57,10 @@ _HOME = {
     "evaluate_ood": "ood",
     "evaluate_predictions": "on_predictions",
     "evaluate_refined": "refine_attacks",
+    "evaluate_representation": "representation",
     "evaluate_robustness": "robustness",
     "evaluate_selective": "selective",
+    "of_representation": "representation",
     "predict": "predictions",
     "predictions_of": "from_logits",
     "sanity_panel": "sanity",
@@ -69,6 +73,7 @@ _MODULES = (
     "generation",
     "ood",
     "predictions",
+    "representation",
     "robustness",
     "scores",
     "selective",
@@ -90,13 +95,16 @@ __all__ = [
     "evaluate_ood",
     "evaluate_predictions",
     "evaluate_refined",
+    "evaluate_representation",
     "evaluate_robustness",
     "evaluate_selective",
     "generation",
+    "of_representation",
     "ood",
     "predict",
     "predictions",
     "predictions_of",
+    "representation",
     "robustness",
     "sanity_panel",
     "scores",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .ood import OODResult
     from .predictions import Predictions
     from .refine_attacks import RefinedResult
+    from .representation_result import RepresentationResult
     from .robustness import RobustnessResult
     from .sanity import SanityResult
     from .selective import SelectiveResult
@@ -38,6 +39,7 @@ PARTS = (
     "detector_robustness",
     "refined",
     "generation",
+    "representation",
 )
 _PACKAGES = ("ebmhybrid", "torch", "numpy", "scipy", "scikit-learn", "torchattacks", "pyautoattack", "netcal")
 
@@ -68,6 +70,7 @@ class SuiteResult:
     detector_robustness: DetectorRobustnessResult | None = None
     refined: RefinedResult | None = None
     generation: GenerationResult | None = None
+    representation: RepresentationResult | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Everything but raw scores, as `results.json` holds it."""

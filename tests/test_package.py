@@ -63,18 +63,21 @@ def test_root_names_resolve_and_wrong_ones_do_not() -> None:
 
 
 ALLOWED = {
+    "codes": set(),
     "energies": {"kernels"},
     "errors": set(),
     "sampling": {"errors", "sampling"},
     "kernels": {"errors", "kernels"},
     "terms": set(),
-    "schema": {"terms"},
+    "network": {"terms"},
+    "schema": {"network", "terms"},
     "recipe": {"errors", "schema"},
-    "losses": {"energies", "kernels", "losses"},
-    "models": {"errors", "models"},
+    "losses": {"codes", "energies", "kernels", "losses"},
+    "models": {"codes", "errors", "models"},
     "data": {"errors", "data"},
     "training": {
         "errors",
+        "codes",
         "energies",
         "terms",
         "schema",

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 import ebmhybrid as eh
-from ebmhybrid.training import engine, setup
+from ebmhybrid.training import build, engine
 from ebmhybrid.training.checkpoint import load_state
 from ebmhybrid.training.log import RunLog
-from ebmhybrid.training.setup import Parts, build_parts, load_data
+from ebmhybrid.training.build import build_parts, load_data
+from ebmhybrid.training.setup import Parts
 
 CPU = torch.device("cpu")
 
@@ -294,7 +295,7 @@ def test_a_one_cycle_run_cannot_be_stretched_and_another_device_is_named(tmp_pat
     with pytest.raises(eh.errors.CheckpointError, match="training data is not that of the run"):
         eh.train(resume=finished.folder, progress=False)
     torch.save(
-        {**load_state(path), "data": setup.load_data(eh.load_recipe("smoke"), "data", False).train.digest()}, path
+        {**load_state(path), "data": build.load_data(eh.load_recipe("smoke"), "data", False).train.digest()}, path
     )
     torch.save({**load_state(path), "parts": {}}, path)
     with pytest.raises(eh.errors.CheckpointError, match="does not fit its recipe"):

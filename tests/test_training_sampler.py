@@ -17,7 +17,8 @@ from ebmhybrid.schema import Guard
 from ebmhybrid.training import engine, guard, step
 from ebmhybrid.training.checkpoint import load_state, save_state
 from ebmhybrid.training.sampler import Sampler
-from ebmhybrid.training.setup import Parts, build_parts, load_data
+from ebmhybrid.training.build import build_parts, load_data
+from ebmhybrid.training.setup import Parts
 
 CPU = torch.device("cpu")
 PLAIN = ["model={depth: 10, width: 1, norm: none, activation: silu}", "optimizer={name: adam, lr: 0.001}"]

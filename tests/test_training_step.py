@@ -13,9 +13,10 @@ from torch import nn
 import ebmhybrid as eh
 from ebmhybrid.data import Splits
 from ebmhybrid.schema import Optimizer
-from ebmhybrid.training import engine, setup
+from ebmhybrid.training import build, engine
 from ebmhybrid.training.optimization import build_optimizer
-from ebmhybrid.training.setup import build_parts, load_data, pick_precision
+from ebmhybrid.training.build import build_parts, load_data
+from ebmhybrid.training.setup import pick_precision
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +73,8 @@ def test_a_step_reads_no_value_back(splits, overrides: list[str], monkeypatch) -
             *overrides,
         ],
     )
-    monkeypatch.setattr(setup.torch, "Generator", NoGenerator)
-    monkeypatch.setattr(setup, "_metadata", lambda *parts: {})  # reads the normalisation, once and before training
+    monkeypatch.setattr(build.torch, "Generator", NoGenerator)
+    monkeypatch.setattr(build, "_metadata", lambda *parts: {})  # reads the normalisation, once and before training
     parts = build_parts(recipe, splits, torch.device("meta"))
     parts.device = torch.device("cpu")  # the scaler knows no meta device, and autocast neither
     monkeypatch.setattr(torch, "autocast", lambda *args, **options: nullcontext())

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from ebmhybrid.data.sets import as_input
 from ebmhybrid.errors import DataError
 
 
@@ -149,14 +150,14 @@ def batches(
     A last batch of a single image joins the batch before it, because BatchNorm cannot train on one value a channel.
 
     Arguments:
-        images: (N, C, H, W) uint8.
+        images: (N, C, H, W) uint8, or tokens (N, L) int64.
         labels: (N,).
         batch_size: images a batch, at least 1.
         generator: decides the order; with its state set back, the order is the same.
         start: batches of this order to pass over, to resume within an epoch.
 
     Returns:
-        An iterator over (float32 images in [0, 1], labels); :func:`count_batches` says over how many.
+        An iterator over (float32 images in [0, 1] or tokens, labels); :func:`count_batches` says over how many.
 
     Raises:
         DataError: lengths that differ, or sizes out of range.
@@ -174,7 +175,7 @@ def batches(
     order = torch.randperm(len(images), generator=generator, device=draw_device(images, generator))
     sizes = [batch_size] * (count - 1)
     chunks = order.to(images.device).split([*sizes, len(order) - sum(sizes)])
-    return ((images[index].float() / 255, labels[index]) for index in chunks[start:])
+    return ((as_input(images[index]), labels[index]) for index in chunks[start:])
 
 
 def count_batches(n: int, batch_size: int) -> int:

@@ -22,6 +22,11 @@ LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, what PIL's convert("L") uses
 CHUNK_VALUES = 2**24  # float values held at once while adapting: 64 MB
 
 
+def as_input(images: Tensor) -> Tensor:
+    """What a model takes: images in [0, 1] of stored bytes, and tokens as they are."""
+    return images.float() / 255 if images.dtype == torch.uint8 else images
+
+
 @dataclass(frozen=True, eq=False)
 class ImageSet:
     """Images with labels; iterating yields (float32 images in [0, 1], int64 labels) in order, the last batch included.
@@ -74,7 +79,7 @@ class ImageSet:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for images, labels in zip(self.images.split(self.batch_size), self.labels.split(self.batch_size), strict=True):
-            yield images.float() / 255, labels
+            yield as_input(images), labels
 
     @property
     def shape(self) -> tuple[int, int, int]:

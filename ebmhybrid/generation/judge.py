@@ -21,9 +21,10 @@ from ebmhybrid.evaluate.files import check_writable
 from ebmhybrid.generation.chains import Progress
 from ebmhybrid.schema import Recipe
 from ebmhybrid.training import load_model
+from ebmhybrid.training.build import build_parts
 from ebmhybrid.training.checkpoint import find_weights, save_weights, weights_digest
-from ebmhybrid.training.meter import validate
-from ebmhybrid.training.setup import Parts, build_parts, epoch_generator
+from ebmhybrid.training.classify import validate
+from ebmhybrid.training.setup import Parts, epoch_generator
 from ebmhybrid.training.step import train_step
 
 STEPS, BATCH = 600, 64

@@ -1,11 +1,13 @@
-"""Classifiers: callables from images in [0, 1] to logits, built by name.
+"""Networks built by name: classifiers, callables from images in [0, 1] to logits, and encoder-decoders.
 
 A name and its keyword arguments are a model's `architecture`: what a checkpoint's metadata keeps to build it again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,8 +17,22 @@ from ebmhybrid.models.normalize import Normalize
 from ebmhybrid.models.released import import_released
 from ebmhybrid.models.wide_resnet import WideResNet
 
-__all__ = ["Normalize", "NormalizedClassifier", "WideResNet", "build_model", "import_released"]
+__all__ = [
+    "Normalize",
+    "NormalizedClassifier",
+    "WideResNet",
+    "architecture_of",
+    "build_model",
+    "import_released",
+]
 
+ENCODER_DECODERS = {
+    "autoencoder": "Autoencoder",
+    "sequence_autoencoder": "SequenceAutoencoder",
+    "image_transformer": "ImageTransformer",
+}
+
+_NAMES = ("wide_resnet", "torchvision/resnet18", "timm/NAME")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -47,12 +63,41 @@ class NormalizedClassifier(nn.Module):
         return getattr(out, "logits", out)  # GoogLeNet and Inception train with auxiliary outputs
 
 
-def build_model(name: str, **options: Any) -> nn.Module:
-    """A fresh classifier by name.
+def architecture_of(name: str, facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of :func:`build_model`: what the data decides, what is asked for, and our defaults.
 
     Arguments:
-        name: `wide_resnet`, `torchvision/NAME` (any torchvision classifier; 3 channels) or `timm/NAME`.
-        options: num_classes, in_channels and what the model takes; `mean` and `std` for all of them.
+        facts: of the data: num_classes, in_channels, image_size, and vocabulary and max_length of token sequences.
+        options: what the model takes besides.
+
+    Raises:
+        RecipeError: an option that an encoder-decoder does not take.
+
+    >>> architecture_of("wide_resnet", {"num_classes": 7, "in_channels": 1, "image_size": 8}, {"depth": 10})
+    {'name': 'wide_resnet', 'num_classes': 7, 'in_channels': 1, 'depth': 10}
+    """
+    if name not in ENCODER_DECODERS:
+        return {"name": name, **{key: facts[key] for key in ("num_classes", "in_channels")}, **options}
+    takes = inspect.signature(_encoder_decoder(name)).parameters
+    own = [key for key in takes if key not in facts]
+    if unknown := sorted(options.keys() - set(own)):
+        raise RecipeError(f"model.options.{unknown[0]}: {name} takes none such, {nearest(unknown[0], own)}")
+    defaults = {key: takes[key].default for key in own}
+    return {"name": name, **{key: facts[key] for key in takes if key in facts}, **defaults, **options}
+
+
+def _encoder_decoder(name: str) -> type[nn.Module]:
+    found: type[nn.Module] = getattr(import_module(f"{__name__}.{name}"), ENCODER_DECODERS[name])
+    return found
+
+
+def build_model(name: str, **options: Any) -> nn.Module:
+    """A fresh network by name.
+
+    Arguments:
+        name: `wide_resnet`, `torchvision/NAME` (any torchvision classifier; 3 channels), `timm/NAME`, `autoencoder`,
+            `sequence_autoencoder` or `image_transformer`.
+        options: what the model takes: for classifiers num_classes, in_channels, `mean` and `std` among others.
 
     Raises:
         RecipeError: a name or an option that there is none of.
@@ -64,6 +109,8 @@ def build_model(name: str, **options: Any) -> nn.Module:
     try:
         if name == "wide_resnet":
             return WideResNet(**options)
+        if name in ENCODER_DECODERS:
+            return _encoder_decoder(name)(**options)
         if library == "torchvision" and kind:
             return _from_torchvision(kind, **options)
         if library == "timm" and kind:
@@ -72,7 +119,7 @@ def build_model(name: str, **options: Any) -> nn.Module:
         if isinstance(error, RecipeError):
             raise
         raise RecipeError(f"model {name!r}: {error}") from error
-    raise RecipeError(f"model.name = {name!r}: {nearest(name, ['wide_resnet', 'torchvision/resnet18', 'timm/NAME'])}")
+    raise RecipeError(f"model.name = {name!r}: {nearest(name, [*_NAMES, *ENCODER_DECODERS])}")
 
 
 def _statistics(options: dict[str, Any], in_channels: int) -> dict[str, Any]:

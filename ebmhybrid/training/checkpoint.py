@@ -110,13 +110,15 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> nn.Modul
         raise CheckpointError(f"{path}: its metadata names no ebmhybrid format {FORMAT} (got {texts.get('format')})")
     try:
         metadata = {key: json.loads(value) if key in _JSON_KEYS else value for key, value in texts.items()}
-        channels, height, width = (int(size) for size in metadata["image_shape"])
-        metadata["image_shape"] = [channels, height, width]
+        metadata["image_shape"] = [int(size) for size in metadata["image_shape"]]
+        if len(metadata["image_shape"]) not in (1, 3):  # of token sequences, and of images
+            raise ValueError(f"image_shape is {metadata['image_shape']}")
         if not isinstance(metadata["recipe"], str):
             raise TypeError("recipe is no text")
         model = build_model(**metadata["architecture"])
-        if not isinstance(metadata["classes"], list) or len(metadata["classes"]) != model.num_classes:
-            raise ValueError(f"{len(metadata['classes'])} names for {model.num_classes} classes")
+        told_apart = getattr(model, "num_classes", None)
+        if not isinstance(metadata["classes"], list) or told_apart not in (None, len(metadata["classes"])):
+            raise ValueError(f"{len(metadata['classes'])} names for {told_apart} classes")
         model.load_state_dict(tensors)
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         reason = str(error).strip().split("\n")[0]

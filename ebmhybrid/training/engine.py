@@ -6,6 +6,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,14 +16,15 @@ from ebmhybrid.errors import EbmhybridError, TrainingError, UsageError
 from ebmhybrid.kernels.support import check_backend
 from ebmhybrid.schema import Recipe
 from ebmhybrid.training import checkpoint
+from ebmhybrid.training.build import build_parts, load_data, load_outliers
 from ebmhybrid.training.guard import DivergedError, check_weights, divergence, roll_back
 from ebmhybrid.training.interrupt import Interrupt
 from ebmhybrid.training.log import RunLog
-from ebmhybrid.training.meter import Meter, validate
+from ebmhybrid.training.meter import Meter
 from ebmhybrid.training.records import check_unused, fresh_folder, locked, open_folder, save, write_records
 from ebmhybrid.training.resume import restore, resumed_recipe
-from ebmhybrid.training.setup import Parts, build_parts, epoch_generator, load_data, load_outliers
-from ebmhybrid.training.step import Forward, train_step
+from ebmhybrid.training.setup import Parts, epoch_generator
+from ebmhybrid.training.step import task_of, train_step
 
 
 @dataclass(frozen=True)
@@ -131,13 +133,10 @@ def _run(parts: Parts, folder: Path, show: bool) -> Run:
     finally:
         log.write_csv()
         log.close()
-    best = {"accuracy": at.best[0], "nll": -at.best[1], "step": at.best[2]} if at.best else {}
-    return Run(folder, best, interrupt.signal, at.rollbacks)
+    return Run(folder, best_figures(parts), interrupt.signal, at.rollbacks)
 
 
-def _epoch(
-    parts: Parts, forward: Forward, train_set: ImageSet, log: RunLog, interrupt: Interrupt, folder: Path
-) -> Meter:
+def _epoch(parts: Parts, forward: Any, train_set: ImageSet, log: RunLog, interrupt: Interrupt, folder: Path) -> Meter:
     """The steps of an epoch, or what is left of it: after a resume, up to a signal or the last step."""
     settings, at = parts.recipe.training, parts.progress
     meter = Meter()
@@ -199,32 +198,37 @@ def _advice(parts: Parts, folder: Path) -> str:
 
 
 def end_epoch(parts: Parts, folder: Path, log: RunLog, meter: Meter) -> None:
-    """Validate, say so, keep the weights, and keep them apart if they are the best so far.
-
-    Best is the highest validation accuracy, and among equals the lowest negative log-likelihood.
-    """
+    """Validate, say so, keep the weights, and keep them apart if they are the best so far by the task's figures."""
     at = parts.progress
     if parts.head_begins:
         at.best = []  # a head on an unfinished encoder is no rival of one on the finished
-    trained, figures = meter.read(), validate(parts.deployed, parts.splits.validation, parts.device)
-    if not math.isfinite(figures["nll"]):
+    task = task_of(parts)
+    trained, found = meter.read(), task.figures(parts)
+    rank = [sign * found[name] for name, sign in task.RANKED.items()]
+    if not all(map(math.isfinite, rank)):
         if parts.sampler is not None:
             raise DivergedError("the validation loss is not finite")
         raise TrainingError(f"the validation loss is not finite at step {at.step}: {_advice(parts, folder)}")
-    log.record("validation", at.step, at.epoch, figures)
+    log.record("validation", at.step, at.epoch, found)
     # After a resume the training figures are those of the epoch's remaining steps.
     part = f"  (trained on {meter.images} images since resuming)" if meter.steps < at.step_in_epoch else ""
     epochs = -(-parts.total_steps // parts.steps_per_epoch)
     log.say(
         f"epoch {at.epoch + 1}/{epochs}  loss {trained['loss']:.4f}  "
-        + "  ".join(f"{name} {trained[name]:.4f}" for name in meter.names[1:-1])
-        + f"  train {100 * trained['accuracy']:.2f} %  validation {100 * figures['accuracy']:.2f} %"
-        f"  nll {figures['nll']:.4f}{part}  {trained['images_per_second']:.0f} images/s  left {log.time_left(at.step)}"
+        + "".join(f"{name} {trained[name]:.4f}  " for name in meter.terms)
+        + f"{task.said(trained, found)}{part}  {trained['images_per_second']:.0f} images/s  "
+        f"left {log.time_left(at.step)}"
     )
     if at.step_in_epoch == parts.steps_per_epoch:  # else max_steps cut it short, and a resumed run goes on within it
         at.epoch, at.step_in_epoch = at.epoch + 1, 0
-    improved = not at.best or [figures["accuracy"], -figures["nll"]] > at.best[:2]
-    if improved:
-        at.best = [figures["accuracy"], -figures["nll"], at.step]
+    if not at.best or rank > at.best[:-1]:
+        at.best = [*rank, at.step]
         checkpoint.save_weights(folder / "checkpoints" / "best.safetensors", parts.deployed, parts.metadata)
     save(parts, folder)
+
+
+def best_figures(parts: Parts) -> dict[str, float]:
+    """The validation figures of the best weights, and their step."""
+    *rank, step = parts.progress.best or [0]
+    ranked = zip(task_of(parts).RANKED.items(), rank, strict=False)
+    return {name: sign * value for (name, sign), value in ranked} | {"step": step} if rank else {}

@@ -1,28 +1,28 @@
-"""Running means of a training epoch, and the figures of a validation set."""
+"""Running means of a training epoch."""
 
 from __future__ import annotations
 
 import time
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
-from ebmhybrid.data import ImageSet
+from torch import Tensor
 
 
 class Meter:
     """Sums over an epoch that stay on the device until they are read."""
 
     def __init__(self) -> None:
-        self.sums, self.names = torch.zeros(0), ["loss"]
+        self.sums, self.names, self.terms = torch.zeros(0), ["loss"], list[str]()
         self.images, self.steps, self.started = 0, 0, time.monotonic()
 
-    def add(self, loss: Tensor, terms: dict[str, Tensor], correct: Tensor, n: int) -> None:
+    def add(self, loss: Tensor, terms: dict[str, Tensor], correct: Tensor | None, n: int) -> None:
+        """A step's loss, its parts, and how many of its n images were classified right, where any were."""
         row = n * torch.stack([loss, *terms.values()]).float()
-        row = torch.cat([row, correct[None].float()])
+        self.names, self.terms = ["loss", *terms], [*terms]
+        if correct is not None:
+            row = torch.cat([row, correct[None].float()])
+            self.names.append("accuracy")
         self.sums = row if not self.images else self.sums + row
-        self.names = ["loss", *terms, "accuracy"]
         self.images += n
         self.steps += 1
 
@@ -30,20 +30,3 @@ class Meter:
         """Means over the images so far, and the speed."""
         means = dict(zip(self.names, (self.sums / self.images).tolist(), strict=True))
         return {**means, "images_per_second": self.images / max(1e-9, time.monotonic() - self.started)}
-
-
-@torch.no_grad()
-def validate(model: nn.Module, images: ImageSet, device: torch.device) -> dict[str, float]:
-    """Accuracy and negative log-likelihood (nats) over a set, in float32 and evaluation mode."""
-    was_training = model.training
-    model.eval()
-    losses, correct = [], []
-    for batch, labels in images.to(device):
-        logits = model(batch).float()
-        losses.append(F.cross_entropy(logits, labels, reduction="sum"))
-        correct.append((logits.argmax(1) == labels).sum())
-    model.train(was_training)
-    return {
-        "accuracy": (torch.stack(correct).sum() / len(images)).item(),
-        "nll": (torch.stack(losses).sum() / len(images)).item(),
-    }

@@ -1,8 +1,9 @@
-"""A recipe's terms as one callable loss."""
+"""A recipe's terms as one callable loss: of a classifier, or of an encoder-decoder."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -15,6 +16,7 @@ from ebmhybrid.losses.baselines import (
     supcon_loss,
 )
 from ebmhybrid.losses.jem import jem_log_density, jem_loss
+from ebmhybrid.losses.mim import latent_loss
 from ebmhybrid.losses.rowwise import row_terms, weighted_sum
 from ebmhybrid.terms import Objective
 
@@ -118,3 +120,40 @@ class CombinedLoss(nn.Module):
                 loss = supcon_loss(self.projection(views.float()), targets, terms.supcon.temperature)
                 found["supcon"] = terms.supcon.weight, loss
         return found
+
+
+class CodesLoss(nn.Module):
+    """The loss of an encoder-decoder, with its parts by name.
+
+    Arguments:
+        terms: the recipe's, with `latent` or `gcrl`.
+        num_tokens: T, the tokens of an image, for `gcrl`.
+
+    Shapes:
+        outputs: what the network gives for N images or token sequences; positives (N, D), the codes of their second
+        views, or None -> (scalar, {part: scalar}).
+    """
+
+    def __init__(self, terms: Objective, num_tokens: int = 0) -> None:
+        super().__init__()
+        self.terms, self.num_tokens = terms, num_tokens
+
+    def forward(self, outputs: Any, positives: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        if self.terms.gcrl is not None:
+            from ebmhybrid.losses.gcrl import gcrl_loss
+
+            how = self.terms.gcrl
+            return gcrl_loss(
+                outputs.log_likelihood,
+                self.num_tokens,
+                outputs.anchors,
+                outputs.positives,
+                how.weight,
+                how.generative_weight,
+                how.temperature,
+                return_terms=True,
+            )
+        assert self.terms.latent is not None
+        log_px, mean, log_std, z = outputs
+        options = self.terms.latent.model_dump(exclude={"views"})
+        return latent_loss(log_px, mean, log_std, z, positives=positives, **options)

@@ -1,4 +1,4 @@
-"""Everything a recipe builds before the first step: data, model, objective, optimiser, generators."""
+"""The moving parts of a run and where it stands."""
 
 from __future__ import annotations
 
@@ -12,14 +12,10 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
-from ebmhybrid.data import ImageSet, Splits, count_batches, load_set, load_splits
-from ebmhybrid.errors import CheckpointError, RecipeError
-from ebmhybrid.models import build_model
+from ebmhybrid.data import ImageSet, Splits
 from ebmhybrid.schema import Recipe
-from ebmhybrid.training.checkpoint import load_model
-from ebmhybrid.training.objective import CombinedLoss
-from ebmhybrid.training.optimization import build_average, build_optimizer, build_scheduler
-from ebmhybrid.training.sampler import Sampler, build_sampler
+from ebmhybrid.training.objective import CodesLoss, CombinedLoss
+from ebmhybrid.training.sampler import Sampler
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -59,7 +55,7 @@ class Parts:
     device: torch.device
     model: nn.Module
     average: AveragedModel | None
-    objective: CombinedLoss
+    objective: CombinedLoss | CodesLoss
     optimizer: torch.optim.Optimizer
     scheduler: LRScheduler
     scaler: torch.amp.GradScaler
@@ -86,6 +82,15 @@ class Parts:
     def head_begins(self) -> bool:
         """Whether this is the first epoch of the head alone."""
         return self.head_only and self.progress.epoch == self.recipe.encoder_epochs
+
+    def autocast(self) -> torch.autocast:
+        """The region of a forward pass, in the run's precision."""
+        return torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision != torch.float32)
+
+    def laid_out(self, images: Tensor) -> Tensor:
+        """Images in the memory layout that the run computes in."""
+        channels_last = self.recipe.training.channels_last and images.dim() == 4
+        return images.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
     def _stateful(self) -> Iterator[tuple[str, Any]]:
         yield from (
@@ -123,7 +128,7 @@ class Parts:
     def _checked(self, at: Progress) -> Progress:
         counts = (at.step, at.epoch, at.step_in_epoch, at.rollbacks)
         fit = all(isinstance(count, int) and count >= 0 for count in counts) and at.step_in_epoch < self.steps_per_epoch
-        if not fit or len(at.best) not in (0, 3) or not all(isinstance(value, (int, float)) for value in at.best):
+        if not fit or len(at.best) not in (0, 2, 3) or not all(isinstance(value, (int, float)) for value in at.best):
             raise ValueError(f"its progress makes no sense: {vars(at)}")
         return at
 
@@ -132,132 +137,3 @@ def epoch_generator(seed: int, epoch: int) -> torch.Generator:
     """The generator of an epoch's order: a function of seed and epoch, so that a resumed epoch is the same one."""
     state = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0] >> 1))
-
-
-def load_data(recipe: Recipe, data_dir: str, download: bool) -> Splits:
-    """The recipe's splits in the model's shape."""
-    data = recipe.data
-    # Pictures of no common size are decoded at the size asked for, which takes a whole shape; all of them are RGB.
-    is_rgb = recipe.model.name.startswith("torchvision/") or data.train.startswith(("folder:", "celeba", "textures"))
-    channels: int | None = data.channels or (3 if is_rgb else None)
-    shape = (channels, data.image_size, data.image_size) if channels and data.image_size else None
-    splits = load_splits(
-        data.train,
-        test=data.test,
-        validation_fraction=data.validation_fraction,
-        test_fraction=data.test_fraction,
-        seed=data.split_seed,
-        data_dir=data_dir,
-        download=download,
-        shape=shape,
-    )
-    own = splits.train.shape
-    size = data.image_size or own[1]
-    if size != own[2] and not data.image_size:
-        raise RecipeError(f"{data.train}: its images are {own[1]}x{own[2]}, not square: set data.image_size")
-    return Splits(*(part.adapt(channels or own[0], size) for part in (splits.train, splits.validation, splits.test)))
-
-
-def load_outliers(recipe: Recipe, splits: Splits, data_dir: str, download: bool) -> ImageSet | None:
-    """The set that reference images are drawn from, in the shape of the training images; None where they are made."""
-    if recipe.reference is None or recipe.reference.set is None:
-        return None
-    shape = splits.train.shape
-    outliers = load_set(recipe.reference.set, data_dir=data_dir, download=download, shape=shape)
-    return outliers.adapt(shape[0], shape[1])
-
-
-def build_parts(
-    recipe: Recipe, splits: Splits, device: torch.device, outliers: ImageSet | None = None, *, resuming: bool = False
-) -> Parts:
-    """Build what the recipe names, with weights drawn from its seed, or those of `model.init` unless it is resumed.
-
-    The caller owns torch's global random state.
-    """
-    pad = recipe.data.augment.pad
-    if pad >= splits.train.shape[1]:
-        size = splits.train.shape[1]
-        raise RecipeError(f"data.augment.pad = {pad}: must be less than the image size {size}")
-    torch.manual_seed(recipe.seed)
-    architecture = {
-        "name": recipe.model.name,
-        "num_classes": splits.train.num_classes,
-        "in_channels": splits.train.shape[0],
-        **recipe.model.arguments(),
-    }
-    model = build_model(**architecture)
-    _try_on(model, splits, recipe)
-    if recipe.model.init is not None and not resuming:
-        _start_from(model, recipe.model.init)
-    num_features = model.head.in_features if recipe.objective.supcon else 0  # type: ignore[union-attr]
-    objective = CombinedLoss(recipe.objective, splits.train.num_classes, num_features).to(device)  # type: ignore[arg-type]
-    layout = torch.channels_last if recipe.training.channels_last else torch.contiguous_format
-    model = model.to(device, memory_format=layout)  # type: ignore[call-overload]
-    optimizer = build_optimizer(
-        nn.ModuleList([model, objective]), recipe.optimizer, fused=device.type in ("cpu", "cuda")
-    )
-    precision = pick_precision(recipe.training.precision, device)
-    steps_per_epoch = count_batches(len(splits.train), recipe.training.batch_size)
-    total_steps = min(steps_per_epoch * recipe.training.epochs, recipe.training.max_steps or steps_per_epoch * 10**9)
-    generator = torch.Generator(device).manual_seed(recipe.seed)
-    jem, encoder_steps = recipe.objective.jem, min(total_steps, recipe.encoder_epochs * steps_per_epoch)
-    stages = [steps for steps in (encoder_steps, total_steps - encoder_steps) if steps]
-    return Parts(
-        recipe=recipe,
-        splits=splits,
-        device=device,
-        model=model,
-        average=build_average(model, recipe.training.ema),
-        objective=objective,
-        optimizer=optimizer,
-        scheduler=build_scheduler(optimizer, recipe.schedule, stages, steps_per_epoch),
-        scaler=torch.amp.GradScaler(device.type, enabled=precision == torch.float16),
-        precision=precision,
-        generator=generator,
-        metadata=_metadata(recipe, splits, architecture, model),
-        steps_per_epoch=steps_per_epoch,
-        total_steps=total_steps,
-        sampler=build_sampler(jem, splits.train, device, generator, layout) if jem is not None else None,
-        outliers=None if outliers is None else outliers.to(device),
-    )
-
-
-def _try_on(model: nn.Module, splits: Splits, recipe: Recipe) -> None:
-    """One image through the fresh model: a size it cannot take is an error now, not after a run directory is made."""
-    shape = splits.train.shape
-    try:
-        with torch.no_grad():
-            logits: Tensor = model.eval()(torch.zeros(1, *shape))
-    except Exception as error:
-        reason = str(error).strip().split("\n")[0]
-        raise RecipeError(f"model {recipe.model.name!r} cannot take images of {shape}: {reason}") from error
-    if logits.shape != (1, splits.train.num_classes):
-        raise RecipeError(
-            f"model {recipe.model.name!r} gives {tuple(logits.shape)}, not (1, {splits.train.num_classes})"
-        )
-
-
-def _start_from(model: nn.Module, path: str) -> None:
-    """Take over the weights of a run or weight file of the same architecture."""
-    try:
-        model.load_state_dict(load_model(path).state_dict())
-    except CheckpointError as error:
-        raise CheckpointError(f"model.init = {path!r}: {error}") from error
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise RecipeError(f"model.init = {path!r}: its weights do not fit the model ({reason[:300]})") from error
-
-
-def _metadata(recipe: Recipe, splits: Splits, architecture: dict[str, Any], model: nn.Module) -> dict[str, Any]:
-    normalize = model.normalize
-    assert isinstance(normalize, nn.Module)
-    return {
-        "architecture": architecture,
-        "classes": list(splits.train.classes),
-        "image_shape": list(splits.train.shape),
-        "normalisation": {
-            "mean": normalize.mean.flatten().tolist(),  # type: ignore[operator]
-            "std": normalize.std.flatten().tolist(),  # type: ignore[operator]
-        },
-        "recipe": recipe.to_yaml(),
-    }

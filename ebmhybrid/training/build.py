@@ -1,0 +1,161 @@
+"""From a recipe to the parts of its run: data, network, objective, optimiser."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ebmhybrid.data import ImageSet, Splits, count_batches, load_set, load_splits
+from ebmhybrid.data.sets import as_input
+from ebmhybrid.errors import CheckpointError, RecipeError
+from ebmhybrid.models import Normalize, architecture_of, build_model
+from ebmhybrid.schema import Recipe
+from ebmhybrid.training.checkpoint import load_model
+from ebmhybrid.training.objective import CodesLoss, CombinedLoss
+from ebmhybrid.training.optimization import build_average, build_optimizer, build_scheduler
+from ebmhybrid.training.sampler import build_sampler
+from ebmhybrid.training.setup import Parts, pick_precision
+
+
+def load_data(recipe: Recipe, data_dir: str, download: bool) -> Splits:
+    """The recipe's splits in the model's shape."""
+    data = recipe.data
+    # Pictures of no common size are decoded at the size asked for, which takes a whole shape; all of them are RGB.
+    is_rgb = recipe.model.name.startswith("torchvision/") or data.train.startswith(("folder:", "celeba", "textures"))
+    channels: int | None = data.channels or (3 if is_rgb else None)
+    shape = (channels, data.image_size, data.image_size) if channels and data.image_size else None
+    splits = load_splits(
+        data.train,
+        test=data.test,
+        validation_fraction=data.validation_fraction,
+        test_fraction=data.test_fraction,
+        seed=data.split_seed,
+        data_dir=data_dir,
+        download=download,
+        shape=shape,
+    )
+    if hasattr(splits.train, "vocabulary"):
+        return splits
+    own = splits.train.shape
+    size = data.image_size or own[1]
+    if size != own[2] and not data.image_size:
+        raise RecipeError(f"{data.train}: its images are {own[1]}x{own[2]}, not square: set data.image_size")
+    return Splits(*(part.adapt(channels or own[0], size) for part in (splits.train, splits.validation, splits.test)))
+
+
+def load_outliers(recipe: Recipe, splits: Splits, data_dir: str, download: bool) -> ImageSet | None:
+    """The set that reference images are drawn from, in the shape of the training images; None where they are made."""
+    if recipe.reference is None or recipe.reference.set is None:
+        return None
+    shape = splits.train.shape
+    outliers = load_set(recipe.reference.set, data_dir=data_dir, download=download, shape=shape)
+    return outliers.adapt(shape[0], shape[1])
+
+
+def build_parts(
+    recipe: Recipe, splits: Splits, device: torch.device, outliers: ImageSet | None = None, *, resuming: bool = False
+) -> Parts:
+    """Build what the recipe names, with weights drawn from its seed, or those of `model.init` unless it is resumed.
+
+    The caller owns torch's global random state.
+    """
+    pad, size = recipe.data.augment.pad, splits.train.shape[-1]
+    if pad >= size:
+        raise RecipeError(f"data.augment.pad = {pad}: must be less than the image size {size}")
+    torch.manual_seed(recipe.seed)
+    architecture = architecture_of(recipe.model.name, _facts(splits.train), recipe.model.arguments())
+    model = build_model(**architecture)
+    _try_on(model, splits, recipe)
+    if hasattr(model, "fit_palette"):
+        model.fit_palette(splits.train.images, seed=recipe.seed)  # type: ignore[operator]
+    if recipe.model.init is not None and not resuming:
+        _start_from(model, recipe.model.init)
+    objective = _build_objective(recipe, model, splits).to(device)
+    layout = torch.channels_last if recipe.training.channels_last else torch.contiguous_format
+    model = model.to(device, memory_format=layout)  # type: ignore[call-overload]
+    optimizer = build_optimizer(
+        nn.ModuleList([model, objective]), recipe.optimizer, fused=device.type in ("cpu", "cuda")
+    )
+    precision = pick_precision(recipe.training.precision, device)
+    steps_per_epoch = count_batches(len(splits.train), recipe.training.batch_size)
+    total_steps = min(steps_per_epoch * recipe.training.epochs, recipe.training.max_steps or steps_per_epoch * 10**9)
+    generator = torch.Generator(device).manual_seed(recipe.seed)
+    jem, encoder_steps = recipe.objective.jem, min(total_steps, recipe.encoder_epochs * steps_per_epoch)
+    stages = [steps for steps in (encoder_steps, total_steps - encoder_steps) if steps]
+    return Parts(
+        recipe=recipe,
+        splits=splits,
+        device=device,
+        model=model,
+        average=build_average(model, recipe.training.ema),
+        objective=objective,
+        optimizer=optimizer,
+        scheduler=build_scheduler(optimizer, recipe.schedule, stages, steps_per_epoch),
+        scaler=torch.amp.GradScaler(device.type, enabled=precision == torch.float16),
+        precision=precision,
+        generator=generator,
+        metadata=_metadata(recipe, splits, architecture, model),
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+        sampler=build_sampler(jem, splits.train, device, generator, layout) if jem is not None else None,
+        outliers=None if outliers is None else outliers.to(device),
+    )
+
+
+def _facts(images: ImageSet) -> dict[str, Any]:
+    """What the training data decides about a network."""
+    if hasattr(images, "vocabulary"):
+        return {"vocabulary": list(images.vocabulary.tokens), "max_length": images.shape[0]}
+    channels, size, _ = images.shape
+    return {"num_classes": images.num_classes, "in_channels": channels, "image_size": size}
+
+
+def _build_objective(recipe: Recipe, model: nn.Module, splits: Splits) -> CombinedLoss | CodesLoss:
+    if recipe.objective.learns_codes:
+        _, height, width = splits.train.shape if recipe.objective.gcrl else (0, 0, 0)
+        return CodesLoss(recipe.objective, height * width)
+    num_features = model.head.in_features if recipe.objective.supcon else 0  # type: ignore[union-attr]
+    return CombinedLoss(recipe.objective, splits.train.num_classes, num_features)  # type: ignore[arg-type]
+
+
+def _try_on(model: nn.Module, splits: Splits, recipe: Recipe) -> None:
+    """One image through the fresh model: a size it cannot take is an error now, not after a run directory is made."""
+    shape = splits.train.shape
+    try:
+        with torch.no_grad():
+            if recipe.model.learns_codes:
+                model.eval().encode(as_input(splits.train.images[:1]))  # type: ignore[operator]
+                return
+            logits = model.eval()(torch.zeros(1, *shape))
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        raise RecipeError(f"model {recipe.model.name!r} cannot take images of {shape}: {reason}") from error
+    if logits.shape != (1, splits.train.num_classes):
+        raise RecipeError(
+            f"model {recipe.model.name!r} gives {tuple(logits.shape)}, not (1, {splits.train.num_classes})"
+        )
+
+
+def _start_from(model: nn.Module, path: str) -> None:
+    """Take over the weights of a run or weight file of the same architecture."""
+    try:
+        model.load_state_dict(load_model(path).state_dict())
+    except CheckpointError as error:
+        raise CheckpointError(f"model.init = {path!r}: {error}") from error
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise RecipeError(f"model.init = {path!r}: its weights do not fit the model ({reason[:300]})") from error
+
+
+def _metadata(recipe: Recipe, splits: Splits, architecture: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+    known: dict[str, Any] = {
+        "architecture": architecture,
+        "classes": list(splits.train.classes),
+        "image_shape": list(splits.train.shape),
+        "recipe": recipe.to_yaml(),
+    }
+    if isinstance(normalize := getattr(model, "normalize", None), Normalize):
+        known["normalisation"] = {"mean": normalize.mean.flatten().tolist(), "std": normalize.std.flatten().tolist()}
+    return known

@@ -1,0 +1,136 @@
+"""A step of a classifier's training: what the network sees and its forward passes; and what validation measures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ebmhybrid.data import ImageSet, augment, mixup, random_images, reference_images
+from ebmhybrid.training.guard import SLOWER
+from ebmhybrid.training.objective import Contrast
+from ebmhybrid.training.setup import Parts
+
+Forward = Callable[[Tensor], Tensor]
+
+# Best are the weights of the highest accuracy on the validation images, among equals of the lowest nll.
+RANKED = {"accuracy": 1.0, "nll": -1.0}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A step's images, each kind (N, C, H, W) or None where the objective asks for none.
+
+    `images` are augmented and mixed, with `reference` images behind them; `plain` are the same as they were; `view` is
+    a second augmentation; `samples` are the model's own, of the classes `sample_labels`.
+    """
+
+    images: Tensor
+    targets: Tensor
+    labels: Tensor
+    plain: Tensor | None = None
+    view: Tensor | None = None
+    samples: Tensor | None = None
+    sample_labels: Tensor | None = None
+
+
+def prepare(parts: Parts, forward: Forward, images: Tensor, labels: Tensor) -> Batch:
+    """The batch as the network and the loss see it: augmented, mixed, with reference images and samples."""
+    recipe, kinds, generator = parts.recipe, parts.recipe.data.augment, parts.generator
+    terms, plain = recipe.objective, images
+    view = samples = sample_labels = None
+
+    def augmented() -> Tensor:
+        return augment(plain, pad=kinds.pad, flip=kinds.flip, noise_std=kinds.noise_std, generator=generator)
+
+    images, targets = augmented(), labels
+    if terms.supcon is not None:
+        view = parts.laid_out(augmented())
+    if kinds.mixup_alpha:
+        images, targets = mixup(images, labels, parts.splits.train.num_classes, kinds.mixup_alpha, generator)
+    if recipe.reference is not None:
+        extra = max(1, round(recipe.reference.fraction * len(labels)))
+        if parts.outliers is None:
+            others = reference_images(images, extra, recipe.reference.families, generator)
+        else:
+            others = random_images(parts.outliers.images, extra, generator)
+        images = torch.cat([images, others])
+    if parts.sampler is not None:
+        sample_labels = parts.sampler.labels_for(labels, generator)
+        with parts.autocast():  # one region for all steps: weights are cast once
+            scale = SLOWER**parts.progress.rollbacks
+            samples = parts.sampler(parts.model, forward, sample_labels, generator, scale)
+    wanted = terms.jem is not None and not terms.jem.augment
+    return Batch(
+        images=parts.laid_out(images),
+        targets=targets,
+        labels=labels,
+        plain=parts.laid_out(plain) if wanted else None,
+        view=view,
+        samples=None if samples is None else parts.laid_out(samples),
+        sample_labels=sample_labels,
+    )
+
+
+def losses(parts: Parts, forward: Forward, batch: Batch) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    """The loss, its parts, and the logits of the batch's own images.
+
+    Data and samples go through the network one after the other: BatchNorm must not mix them.
+    """
+    n, contrast, views = len(batch.labels), None, None
+    with parts.autocast():
+        if batch.view is not None:
+            logits, views = _through_features(parts, batch)
+        else:
+            logits = forward(batch.images)
+        if batch.samples is not None and batch.sample_labels is not None:
+            data = logits[:n] if batch.plain is None else forward(batch.plain)
+            contrast = Contrast(data, forward(batch.samples), batch.labels, batch.sample_labels)
+    reference = logits[n:] if len(logits) > n else None
+    loss, terms = parts.objective(logits[:n], batch.targets, reference, contrast=contrast, views=views)
+    return loss, terms, logits[:n].detach()
+
+
+def _through_features(parts: Parts, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    """Logits of the first view from detached features, and while the encoder trains both views' features, (N, 2, D)."""
+    assert batch.view is not None
+    n, model = len(batch.labels), parts.model
+    if parts.head_only:
+        with torch.no_grad():
+            features = model.features(batch.images)  # type: ignore[operator]
+        return model.head(features), None  # type: ignore[operator]
+    features = model.features(torch.cat([batch.images, batch.view]))  # type: ignore[operator]
+    logits: Tensor = model.head(features[:n].detach())  # type: ignore[operator]
+    return logits, torch.stack([features[:n], features[n:]], dim=1)
+
+
+@torch.no_grad()
+def validate(model: nn.Module, images: ImageSet, device: torch.device) -> dict[str, float]:
+    """Accuracy and negative log-likelihood (nats) over a set, in float32 and evaluation mode."""
+    was_training = model.training
+    model.eval()
+    losses, correct = [], []
+    for batch, labels in images.to(device):
+        logits = model(batch).float()
+        losses.append(F.cross_entropy(logits, labels, reduction="sum"))
+        correct.append((logits.argmax(1) == labels).sum())
+    model.train(was_training)
+    return {
+        "accuracy": (torch.stack(correct).sum() / len(images)).item(),
+        "nll": (torch.stack(losses).sum() / len(images)).item(),
+    }
+
+
+def figures(parts: Parts) -> dict[str, float]:
+    """What the kept weights reach on the validation images."""
+    return validate(parts.deployed, parts.splits.validation, parts.device)
+
+
+def said(trained: dict[str, float], found: dict[str, float]) -> str:
+    """The figures of an epoch's line."""
+    return (
+        f"train {100 * trained['accuracy']:.2f} %  validation {100 * found['accuracy']:.2f} %  nll {found['nll']:.4f}"
+    )

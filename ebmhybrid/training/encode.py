@@ -1,0 +1,96 @@
+"""A step of an encoder-decoder's training: its views and its forward passes; and what validation measures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ebmhybrid.data import augment
+from ebmhybrid.data.sets import as_input
+from ebmhybrid.training.setup import Parts
+
+Forward = Callable[..., Any]
+
+# Best are the weights of the lowest loss on the validation images.
+RANKED = {"loss": -1.0}
+
+
+@dataclass(frozen=True)
+class Views:
+    """A step's images or tokens, or None where the objective asks for none.
+
+    `view` is what is encoded, `other` a second augmentation, and `target` what is predicted where that is not `view`.
+    """
+
+    view: Tensor
+    other: Tensor | None = None
+    target: Tensor | None = None
+
+
+def prepare(parts: Parts, forward: Forward, images: Tensor, labels: Tensor) -> Views:
+    """The batch as the network sees it."""
+    return _views(parts, images, parts.generator)
+
+
+def _views(parts: Parts, images: Tensor, generator: torch.Generator) -> Views:
+    kinds, terms = parts.recipe.data.augment, parts.recipe.objective
+
+    def augmented() -> Tensor:
+        if not images.is_floating_point():  # tokens
+            return images
+        view = augment(images, pad=kinds.pad, flip=kinds.flip, noise_std=kinds.noise_std, generator=generator)
+        return parts.laid_out(view)
+
+    if terms.gcrl is not None:
+        contrasts, generates = terms.gcrl.weight > 0, terms.gcrl.generative_weight > 0
+        return Views(augmented(), augmented() if contrasts else None, parts.laid_out(images) if generates else None)
+    assert terms.latent is not None
+    return Views(augmented(), augmented() if terms.latent.views == 2 else None)
+
+
+def losses(parts: Parts, forward: Forward, batch: Views) -> tuple[Tensor, dict[str, Tensor], None]:
+    """The loss and its parts; there are no logits."""
+    loss, terms = _loss(parts, parts.model, forward, batch)
+    return loss, terms, None
+
+
+def _loss(parts: Parts, model: Any, forward: Forward, batch: Views) -> tuple[Tensor, dict[str, Tensor]]:
+    latent, positives = parts.recipe.objective.latent, None
+    with parts.autocast():
+        if latent is None:
+            outputs = forward(batch.view, batch.other, batch.target)
+        elif latent.generative == "none":  # nothing is decoded
+            posterior = model.encode(batch.view)
+            outputs = (None, *posterior, posterior.sample())
+        else:
+            outputs = forward(batch.view)
+        if latent is not None and batch.other is not None:
+            positives = model.encode(batch.other).sample()
+    loss, terms = parts.objective(outputs, positives)
+    return loss, terms
+
+
+@torch.no_grad()
+def figures(parts: Parts) -> dict[str, float]:
+    """The loss and its parts on the validation images: the same views and codes are drawn each time."""
+    model = parts.deployed
+    was_training, sums, images = model.training, dict[str, Tensor](), parts.splits.validation.to(parts.device)
+    model.eval()
+    generator = torch.Generator(parts.device).manual_seed(parts.recipe.seed)
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(parts.recipe.seed)
+        for some in images.images.split(parts.recipe.training.batch_size):
+            loss, terms = _loss(parts, model, model, _views(parts, as_input(some), generator))
+            for name, value in {"loss": loss, **terms}.items():
+                sums[name] = sums.get(name, 0) + len(some) * value
+    model.train(was_training)
+    return {name: (value / len(images)).item() for name, value in sums.items()}
+
+
+def said(trained: dict[str, float], found: dict[str, float]) -> str:
+    """The figures of an epoch's line."""
+    return f"validation loss {found['loss']:.4f}"
