@@ -9,6 +9,7 @@ import click
 
 from ebmhybrid._version import __version__
 from ebmhybrid.cli_eval import evaluate
+from ebmhybrid.cli_probe import probe
 from ebmhybrid.cli_sample import sample
 from ebmhybrid.terminal import Examples, OneLineErrors, data_options, guarded
 
@@ -95,6 +96,7 @@ def train(
 
 main.add_command(evaluate)
 main.add_command(sample)
+main.add_command(probe)
 
 
 @main.command(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -67,13 +68,13 @@ def evaluate_run(
     Raises:
         EbmhybridError: a run, a set or a name that cannot be used.
     """
-    opened = _open(run, device)
+    opened = _open_classifier(run, device)
     recipe = opened.recipe
     # before any data set is fetched
     measures = choose({"seed": recipe.seed} | measured, recipe.evaluation)
     settings = opened.settings(num=measures.samples or None, seed=measures.seed)
-    splits = _splits(recipe, opened.weights, data_dir, download)
-    source = Source(data_dir, download, opened.shape, recipe.evaluation.batch_size)
+    splits = splits_of(recipe, opened.weights, data_dir, download)
+    source = opened.source(data_dir, download)
 
     def samples() -> SampleResult:
         return _sampled(opened, home_of(run), splits, settings, source, progress, limit=measures.limit)
@@ -119,17 +120,17 @@ def sample_run(
     Raises:
         EbmhybridError: a run, a set, a name or a value that cannot be used.
     """
-    opened = _open(run, device)
+    opened = _open_classifier(run, device)
     settings = opened.settings(**asked)
     if inception is not None:
         InceptionWeights.read(inception).network()  # a file that does not fit is said now, not after sampling
-    splits = _splits(opened.recipe, opened.weights, data_dir, download)
-    source = Source(data_dir, download, opened.shape)
+    splits = splits_of(opened.recipe, opened.weights, data_dir, download)
+    source = opened.source(data_dir, download)
     return _sampled(opened, home_of(run), splits, settings, source, progress, judge=judge, inception=inception)
 
 
 def _sampled(
-    opened: _Opened,
+    opened: OpenedRun,
     home: Path,
     splits: Splits,
     settings: Settings,
@@ -144,7 +145,7 @@ def _sampled(
 
 
 @dataclass(frozen=True, eq=False)
-class _Opened:
+class OpenedRun:
     """A run's model on its device, with what its weight file says of it."""
 
     model: torch.nn.Module
@@ -154,12 +155,17 @@ class _Opened:
     recipe: Recipe
     config: str  # the recipe as text
     classes: list[str]
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]  # (C, H, W) of images, (L,) of token sequences
 
     def settings(self, **asked: Any) -> Settings:
         """How it is sampled: as asked, and else by its recipe."""
         buffer = has_buffer(self.recipe, self.weights)
         return choose_samples(self.recipe, self.classes, has_buffer=buffer, **asked)
+
+    def source(self, data_dir: str | Path, download: bool) -> Source:
+        """Where sets for the model come from: images in its shape, in batches of the recipe's evaluation."""
+        channels, height, width = self.shape
+        return Source(data_dir, download, (channels, height, width), self.recipe.evaluation.batch_size)
 
     def context(self) -> dict[str, Any]:
         """What results say of the model."""
@@ -170,16 +176,28 @@ class _Opened:
         }
 
 
-def _open(run: str | Path, device: str) -> _Opened:
+def open_run(run: str | Path, device: str = "auto") -> OpenedRun:
+    """The model of a run directory or a .safetensors file, a classifier or an encoder-decoder, in evaluation mode.
+
+    Raises:
+        EbmhybridError: a run or a device that cannot be used.
+    """
     where = pick_device(device)
     # The layout in which convolutions are faster; values differ by rounding alone.
     model = load_model(run, where).to(memory_format=torch.channels_last)
     weights = find_weights(run)
     metadata: dict[str, Any] = model.metadata  # type: ignore[assignment]
     config, classes = metadata["recipe"], metadata["classes"]
-    channels, size, _ = metadata["image_shape"]
-    recipe = parse_recipe(config, str(weights))
-    return _Opened(model, where, weights, weights_digest(model), recipe, config, classes, (channels, size, size))
+    recipe, shape = parse_recipe(config, str(weights)), tuple(metadata["image_shape"])
+    return OpenedRun(model, where, weights, weights_digest(model), recipe, config, classes, shape)
+
+
+def _open_classifier(run: str | Path, device: str) -> OpenedRun:
+    opened = open_run(run, device)
+    if opened.recipe.model.learns_codes:
+        kind = opened.recipe.model.name
+        raise CheckpointError(f"{run}: an encoder-decoder ({kind}) and no classifier; use `ebmhybrid probe {run}`")
+    return opened
 
 
 def home_of(path: str | Path) -> Path:
@@ -199,13 +217,21 @@ def samples_root(path: str | Path) -> Path:
     return home_of(path) / "samples"
 
 
+def probes_root(path: str | Path) -> Path:
+    """Where the folders of probes are made: <run>/probe, or beside a lone file."""
+    return home_of(path) / "probe"
+
+
 def save_samples(result: SampleResult, run: str | Path, out: str | Path | None = None) -> Path:
     """Write samples to `out`, else to <run>/samples/<date-time>, which is gone again should that fail."""
-    if out is not None:
-        return result.save(out)
-    folder = fresh_folder(samples_root(run))
+    return result.save(out) if out is not None else save_fresh(result.save, samples_root(run))
+
+
+def save_fresh(save: Callable[[Path], Path], root: Path) -> Path:
+    """Write into a new folder <root>/<date-time>, which is gone again should that fail."""
+    folder = fresh_folder(root)
     try:
-        return result.save(folder)
+        return save(folder)
     except BaseException:
         with suppress(OSError):
             folder.rmdir()
@@ -213,7 +239,7 @@ def save_samples(result: SampleResult, run: str | Path, out: str | Path | None =
         raise
 
 
-def _splits(recipe: Recipe, weights: Path, data_dir: str | Path, download: bool) -> Splits:
+def splits_of(recipe: Recipe, weights: Path, data_dir: str | Path, download: bool) -> Splits:
     """The run's splits; where the run recorded their hashes, another test set under the same name is an error."""
     splits = load_data(recipe, str(data_dir), download)
     record = weights.parent.parent / "env.json"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .formats import in_255, interval, percent, variant_name
+from .tables import representation_name
 
 Row = Mapping[str, Any]
 
@@ -176,5 +177,24 @@ PARTS = (
         "of",
         "images",
         keep=lambda row: row["of"] == "samples",
+    ),
+    Part(
+        "representation",
+        "Representations",
+        (
+            _ACCURACY,
+            _NLL,
+            _ECE,
+            Metric("r2", "R²", higher=True),
+            Metric("auroc", "AUROC", higher=True),
+            Metric("fpr95_ood_positive", "FPR95, OOD positive"),
+            Metric("log_likelihood", "log-likelihood", higher=True, digits=2),
+            Metric("bits_per_dimension", "bits per dimension", digits=3),
+            Metric("mse", "mean square error of reconstructions", digits=5),
+        ),
+        representation_name,
+        "probe or score",
+        split=True,
+        keep=lambda row: row["group"] != "corruptions" or (row["corruption"], row["severity"]) == ("mean", None),
     ),
 )

@@ -36,11 +36,18 @@ def comparison_sections(runs: Sequence[Run]) -> tuple[Section, ...]:
     """The runs, a section for each part that at least one of them has, and the published figures."""
     from .report_sections import published_section, trained_on_data
 
-    parts = [part for part in PARTS if any(part.key in run.parts for run in runs)]
+    parts = [part for part in PARTS if _found(part, runs)]
     trained = [trained_on_data(run.content["context"], run.parts["accuracy"][0].get("set", "")) for run in runs]
     checks = [_sanity_section(runs)] if any("sanity" in run.parts for run in runs) else []
-    published = published_section(list(dict.fromkeys(trained)))
-    return (_runs_section(runs, trained), *(_section(part, runs) for part in parts), *checks, published)
+    classify = any(part.key == "accuracy" for part in parts)
+    published = [published_section(list(dict.fromkeys(trained)))] if classify else []
+    return (_runs_section(runs, trained), *(_section(part, runs) for part in parts), *checks, *published)
+
+
+def _found(part: Part, runs: Sequence[Run]) -> bool:
+    """Whether a run has a figure of the part; an accuracy may be a test set's name alone, where nothing classifies."""
+    some = (run.parts[part.key] for run in runs if part.key in run.parts)
+    return any(part.key != "accuracy" or "accuracy" in row for rows in some for row in rows)
 
 
 def _runs_section(runs: Sequence[Run], trained: Sequence[str]) -> Section:
@@ -110,6 +117,8 @@ def _basis(run: Run, row: Row) -> tuple[Any, ...] | None:
     sets = [item for item in run.content["sets"] if isinstance(item, dict)]
     test = [item.get("digest") for item in sets if item.get("role") == "test"]
     outside = {str(item.get("name")): item.get("digest") for item in sets if item.get("role") == "ood"}
+    if row.get("representation"):  # probes and distances, which were fitted
+        test += [item.get("digest") for item in sets if item.get("role") == "train"]
     if "ood_set" in row:
         name = str(row["ood_set"])
         test += [outside[name]] if name in outside else [part for pair in sorted(outside.items()) for part in pair]

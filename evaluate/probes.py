@@ -4,6 +4,7 @@ r"""Probes of a representation: what simple predictors make of frozen features. 
     kNN      the class with most votes among the k most similar training features
     ridge    argmin_w,b  sum_i (t_i - w.z_i - b)^2 + alpha ||w||^2
 
+With two classes the linear probe is 1/2 ||w||^2 + C sum_i -log sigmoid(+-(w.z_i + b)), as scikit-learn has it.
 Features are arrays (N, D) of one row an example. The linear and the ridge probe see them standardised: less the mean of
 the training features and over their standard deviation, so that the penalty does not depend on a feature's unit.
 """
@@ -108,7 +109,7 @@ def linear_probe(
         standardised: the features are standardised already, by more than these.
 
     Raises:
-        EbmhybridError: unusable features or labels, a single class, or another number of features; the message names it.
+        EbmhybridError: unusable features or labels, a single class, or another number of features.
 
     >>> x = np.array([[0.0, 7.0], [1.0, 7.0], [10.0, 7.0], [11.0, 7.0]])
     >>> linear_probe(x, np.array([0, 0, 1, 1]), np.array([[2.0, 7.0], [9.0, 7.0]])).predictions

@@ -54,6 +54,8 @@ def few_label_curve(
     wanted = check_labels(test_y, test, "test_y")
     if draws < 2 or min(per_class, default=0) < 1:
         raise EbmhybridError(f"need at least 2 draws of at least 1 example a class, got {draws} of {list(per_class)}")
+    if seed < 0:
+        raise EbmhybridError(f"seed must be at least 0, got {seed}")
     standardise = Standardiser.of(train)
     rows, shown, orders = standardise(train), standardise(test), [shuffled(labels, seed, i) for i in range(draws)]
     most = min(map(len, orders[0]))

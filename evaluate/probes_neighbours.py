@@ -9,8 +9,8 @@ import torch
 
 from ebmhybrid.errors import EbmhybridError, UsageError, nearest
 
-from .feature_detectors import check_features, in_blocks
 from .feature_detectors import _unit as unit
+from .feature_detectors import check_features, in_blocks
 from .probes import check_labels
 
 METRICS = ("cosine", "euclidean")
@@ -47,7 +47,7 @@ def knn_probe(
     train = check_features(train_x, what="train_x")
     test = check_features(test_x, train.shape[1], "test_x")
     labels = check_labels(train_y, train, "train_y")
-    counts = (k,) if isinstance(k, int) else tuple(k)
+    counts = (int(k),) if isinstance(k, (int, np.integer)) else tuple(k)
     if metric not in METRICS:
         raise UsageError(f"unknown metric {metric!r}: {nearest(metric, METRICS)}")
     if not counts or min(counts) < 1 or max(counts) > len(train):

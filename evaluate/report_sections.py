@@ -14,6 +14,7 @@ from .report_confidence import calibration_section, selective_section
 from .report_corruptions import corruptions_section
 from .report_generation import generation_section
 from .report_ood import ood_section
+from .report_representation import representation_section
 from .sections import Card, Column, Line, Section, Table, bounded
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ _BUILDERS: dict[str, Callable[[Any, SuiteResult], Section]] = {
     "refined": refined_section,
     "detector_robustness": detector_section,
     "generation": generation_section,
+    "representation": representation_section,
 }
 _NO_PUBLISHED = "No published figures are printed here: those at hand are for CIFAR-10 and CIFAR-100, and "
 
@@ -37,10 +39,11 @@ _NO_PUBLISHED = "No published figures are printed here: those at hand are for CI
 def sections_of(result: SuiteResult) -> tuple[Section, ...]:
     """All sections of an evaluation, in the order of the page."""
     parts = ((build, getattr(result, name, None)) for name, build in _BUILDERS.items())
+    classifier = "accuracy" in result.accuracy.rows[0]  # else the row names the test set alone
     return (
-        accuracy_section(result),
+        *([accuracy_section(result)] if classifier else []),
         *(build(part, result) for build, part in parts if part is not None),
-        published_section([trained_on(result)]),
+        *([published_section([trained_on(result)])] if classifier else []),
         data_section(result.sets),
         recipe_section(result),
     )

@@ -7,7 +7,8 @@ set and measured on those of the test set; nothing of the encoder is trained. Wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,8 @@ from ebmhybrid.errors import EbmhybridError
 from .accuracy import AccuracyResult
 from .corruption_kinds import CORRUPTIONS, SEVERITIES, check_sides
 from .corruption_sets import corrupted
-from .predictions import ImageSet, Progress, check_images, check_repeatable, set_name
+from .predictions import ImageSet, Progress, check_images, check_repeatable, set_name, taken
+from .probes import LinearProbe
 from .representation_features import Encoded, Encoder, Models, encoded
 from .representation_result import RepresentationResult, Row
 from .representation_rows import (
@@ -66,8 +68,8 @@ def evaluate_representation(
             class there are no probes of classes.
         validation: chooses the strength of the linear probe's penalty.
         ood_sets: name -> set, told from the test set by distances to the training features and by `log_likelihood`.
-        targets: numbers to regress on, (N,) of the training and (M,) of the test set; None takes the sets' own
-            `.targets` where both have them.
+        targets: numbers to regress on, (N,) of the training examples used and (M,) of the test set; None takes the
+            sets' own `.targets` where both have them.
         log_likelihood: inputs -> (N,), nats; low for OOD.
         reconstruct: images -> images in [0, 1].
         samples: (M, C, H, W) in [0, 1], for a picture.
@@ -87,50 +89,67 @@ def evaluate_representation(
     >>> [(row["probe"], row.get("k"), row["n"]) for row in result.rows]
     [('linear', None, 20), ('knn', 1, 20), ('knn', 5, 20), ('knn', 20, 20)]
     """
-    if not encoders:
-        raise EbmhybridError("no representation was given: encoders maps a name to a callable")
-    strangers = dict(ood_sets or {})
-    for data in (train, test, *filter(None, [validation]), *strangers.values()):
-        check_repeatable(data)
-    if samples is not None:
-        check_images(samples, "samples")
-    measured, alone = Models(encoders, log_likelihood, reconstruct), Models(encoders)
+    _check(encoders, (train, test, validation, *(ood_sets or {}).values()), samples)
+    alone, likely = Models(encoders), Models(encoders, log_likelihood)
+    whole = Models(encoders, log_likelihood, reconstruct)
     shared: dict[str, Any] = {"device": device, "progress": progress}
-    seen_test = encoded(measured, test, **shared)
-    seen_train = encoded(alone, train, name=set_name(train, "train"), limit=train_limit, **shared)
-    held = None if validation is None else encoded(alone, validation, name=set_name(validation, "validation"), **shared)
-    notes = _limited(seen_train, train, train_limit)
-    rows, probes = [], {}
-    labelled = len(np.unique(seen_train.labels)) > 1
-    if labelled:
-        classes = int(max(seen_train.labels.max(), seen_test.labels.max(), *([] if held is None else held.labels))) + 1
-        for name in encoders:
-            found, probes[name] = probe_rows(name, seen_train, seen_test, held, classes)
-            rows += found
-        if few_labels:
-            rows += [row for name in encoders for row in few_label_rows(name, seen_train, seen_test, seed)]
-    rows += _ridge(seen_train, seen_test, _targets(targets, train, test, train_limit))
-    likelihoods = Models(encoders, log_likelihood)
-    others = {str(name): encoded(likelihoods, data, name=str(name), **shared) for name, data in strangers.items()}
-    scores = ood_scores(seen_train, seen_test, others) if others else None
+    seen = _Seen(
+        encoded(alone, train, name=set_name(train, "train"), limit=train_limit, **shared),
+        encoded(whole, test, name=set_name(test, "test"), **shared),
+        encoded(alone, validation, name=set_name(validation, "validation"), **shared)
+        if validation is not None
+        else None,
+        {str(name): encoded(likely, data, name=str(name), **shared) for name, data in (ood_sets or {}).items()},
+    )
+    numbers = targets if targets is not None else _own_targets(train, test, train_limit)
+    rows, probes = _of_classes(seen, few_labels, seed)
+    if numbers is not None:
+        rows += [ridge_row(name, seen.train, seen.test, *numbers) for name in encoders]
+    scores = ood_scores(seen.train, seen.test, seen.strangers) if seen.strangers else None
     rows += ood_rows(scores) if scores is not None else []
-    if corruptions and probes:
-        rows += corruption_rows(probes, seen_test, _corrupted(alone, test, seed, device, progress))
+    if corruptions:
+        _check_corruptible(seen.test, probes)
+        rows += corruption_rows(probes, seen.test, _corrupted(alone, test, seed, **shared))
     if log_likelihood is not None or reconstruct is not None:
-        rows.append(reconstruction_row(seen_test, bits))
+        rows.append(reconstruction_row(seen.test, bits))
     if not rows:
-        raise EbmhybridError("nothing to measure: the training set has one class, and there are no targets or OOD sets")
-    notes += [
-        f"the linear probe of {row['representation']} did not converge" for row in rows if row.get("converged") is False
-    ]
-    sets = [("test", seen_test), ("train", seen_train), *([] if held is None else [("validation", held)])]
-    about = {
-        "sets": [one.described(role) for role, one in (*sets, *(("ood", one) for one in others.values()))],
-        "representations": {name: values.shape[1] for name, values in seen_test.features.items()},
-        "seed": seed,
-    }
+        raise EbmhybridError(f"nothing to measure: {_ONE_CLASS}, and there are no targets and no OOD sets")
+    notes = [f"at most {train_limit} training examples were used"] if train_limit is not None else []
+    notes += [f"no probes of classes: {_ONE_CLASS}"] if not probes else []
+    notes += [f"the linear probe of {name} did not converge" for name, probe in probes.items() if not probe.converged]
+    about = {"sets": seen.described(), "representations": seen.widths, "train_limit": train_limit, "seed": seed}
     pictures = None if samples is None else samples.detach().cpu().float().numpy()
-    return RepresentationResult(tuple(rows), about, tuple(notes), scores, seen_test.pairs, pictures)
+    return RepresentationResult(tuple(rows), about, tuple(notes), scores, seen.test.pairs, pictures)
+
+
+_ONE_CLASS = "the training labels are of one class"
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """The sets as the encoders see them."""
+
+    train: Encoded
+    test: Encoded
+    validation: Encoded | None
+    strangers: Mapping[str, Encoded]
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Representation -> number of features."""
+        return {name: values.shape[1] for name, values in self.test.features.items()}
+
+    @property
+    def classes(self) -> int:
+        """One more than the largest label of the sets with the model's own classes."""
+        own = (self.train, self.test, *filter(None, [self.validation]))
+        return 1 + max(int(one.labels.max()) for one in own)
+
+    def described(self) -> list[Row]:
+        """What identifies each set in a report, the test set first."""
+        held = [] if self.validation is None else [self.validation.described("validation")]
+        others = [one.described("ood") for one in self.strangers.values()]
+        return [self.test.described("test"), self.train.described("train"), *held, *others]
 
 
 def of_representation(
@@ -167,25 +186,52 @@ def of_representation(
     )
 
 
-def _limited(seen: Encoded, data: ImageSet, limit: int | None) -> list[str]:
-    """A note where training examples were left out."""
-    if limit is None or len(seen) < limit:
-        return []
-    return [f"probes saw {len(seen)} training examples"]
+def _check(encoders: Mapping[str, Encoder], sets: Iterable[ImageSet | None], samples: Tensor | None) -> None:
+    """What can be refused before any forward pass."""
+    if not encoders:
+        raise EbmhybridError("no representation was given: encoders maps a name to a callable")
+    for name in encoders:
+        if not isinstance(name, str) or not name.strip():
+            raise EbmhybridError(f"a representation needs a name, got {name!r}")
+    for data in sets:
+        if data is not None:
+            check_repeatable(data)
+    if samples is not None:
+        check_images(samples, "samples")
 
 
-def _targets(targets: Targets | None, train: ImageSet, test: ImageSet, limit: int | None) -> Targets | None:
-    return targets
+def _of_classes(seen: _Seen, few_labels: bool, seed: int) -> tuple[list[Row], dict[str, LinearProbe]]:
+    """The probes of classes, and the linear ones; nothing where all training labels are the same."""
+    rows: list[Row] = []
+    probes: dict[str, LinearProbe] = {}
+    if len(np.unique(seen.train.labels)) < 2:
+        return rows, probes
+    for name in seen.widths:
+        found, probes[name] = probe_rows(name, seen.train, seen.test, seen.validation, seen.classes)
+        rows += found
+    if few_labels:
+        rows += [row for name in seen.widths for row in few_label_rows(name, seen.train, seen.test, seed)]
+    return rows, probes
 
 
-def _ridge(train: Encoded, test: Encoded, targets: Targets | None) -> list[Row]:
-    return [] if targets is None else [ridge_row(name, train, test, targets) for name in train.features]
+def _own_targets(train: ImageSet, test: ImageSet, limit: int | None) -> Targets | None:
+    """The `.targets` of the sets, of the training set those of the examples used; None where one has none."""
+    found = getattr(taken(train, limit), "targets", None), getattr(test, "targets", None)
+    return None if found[0] is None or found[1] is None else found
+
+
+def _check_corruptible(test: Encoded, probes: Mapping[str, LinearProbe]) -> None:
+    if len(test.shape) != 3:
+        raise EbmhybridError(f"set {test.name!r}: corruptions are made of images, and its examples are of {test.shape}")
+    if not probes:
+        raise EbmhybridError(f"corruptions are measured by the linear probe, and {_ONE_CLASS}")
+    check_sides(test.shape)
 
 
 def _corrupted(
-    models: Models, test: ImageSet, seed: int, device: Any, progress: Progress | None
+    models: Models, test: ImageSet, seed: int, device: torch.device | str | None, progress: Progress | None
 ) -> Iterator[tuple[str, int, Encoded]]:
     """Each corruption and severity with the features of the test images under it."""
     cells: Iterable[Any] = [(kind, severity) for kind in CORRUPTIONS for severity in SEVERITIES]
-    for kind, severity in progress(cells, "corruptions") if progress else cells:
+    for kind, severity in progress(cells, f"{set_name(test)}: corruptions") if progress else cells:
         yield kind, severity, encoded(models, corrupted(test, kind, severity, seed), device=device)

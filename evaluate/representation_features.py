@@ -25,7 +25,6 @@ from .predictions import (
     check_images,
     evaluating,
     model_device,
-    set_name,
     taken,
 )
 
@@ -57,6 +56,7 @@ class Encoded:
     """A set as the encoders see it.
 
     Attributes:
+        shape: of an example, (C, H, W) of images and (L,) of tokens.
         labels: int64 (N,).
         features: representation -> (N, D).
         log_likelihood: float64 (N,), None where nothing tells it.
@@ -69,6 +69,7 @@ class Encoded:
     features: Mapping[str, np.ndarray] = field(repr=False)
     notes: tuple[str, ...] = ()
     digest: str | None = None
+    shape: tuple[int, ...] = ()
     log_likelihood: np.ndarray | None = field(default=None, repr=False)
     squared_error: np.ndarray | None = field(default=None, repr=False)
     pairs: np.ndarray | None = field(default=None, repr=False)
@@ -98,7 +99,7 @@ def encoded(
     models: Models,
     data: ImageSet,
     *,
-    name: str | None = None,
+    name: str = "test",
     limit: int | None = None,
     device: torch.device | str | None = None,
     progress: Progress | None = None,
@@ -107,14 +108,14 @@ def encoded(
 
     Arguments:
         data: iterable of (images, labels), or of (tokens int64 (N, L), labels).
-        name: stands in results and messages instead of the set's own name.
+        name: of the set, in results and messages.
         limit: at most so many examples, by the set's own `.take`, else the first ones.
         device: where inputs go; None is the device of the first module behind a callable.
 
     Raises:
         EbmhybridError: an empty set, or features that are not finite float (N, D); the message names set and encoder.
     """
-    name, data = name or set_name(data), taken(data, limit)
+    data = taken(data, limit)
     modules = models.modules()
     where = device if device is not None else next(filter(None, map(model_device, modules)), None)
     labels: list[Tensor] = []
@@ -126,6 +127,7 @@ def encoded(
         for x, targets in progress(source, name) if progress else source:
             found = _seen(models, x if where is None else x.to(where), name, sum(map(len, labels)))
             labels.append(targets)
+            shape = tuple(x.shape[1:])
             for key, values in found.items():
                 kept.setdefault(key, []).append(values.cpu())
     if not labels:
@@ -133,7 +135,7 @@ def encoded(
     whole = {key: _joined(parts, key, name) for key, parts in kept.items()}
     likelihood, error, pairs = (whole.pop(key, None) for key in (_LIKELIHOOD, _ERROR, _PAIRS))
     pairs = None if pairs is None else pairs[:SHOWN].swapaxes(0, 1)
-    return Encoded(name, torch.cat(labels).numpy(), whole, _notes(data), _digest(data), likelihood, error, pairs)
+    return Encoded(name, torch.cat(labels).numpy(), whole, _notes(data), _digest(data), shape, likelihood, error, pairs)
 
 
 _LIKELIHOOD, _ERROR, _PAIRS = "\0log_likelihood", "\0squared_error", "\0pairs"

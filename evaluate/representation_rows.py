@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ebmhybrid.errors import EbmhybridError
 
 from .accuracy import wilson_interval
-from .calibration_metrics import ece, nll_of_logits
+from .calibration_metrics import as_numpy, ece, nll_of_logits
 from .corruptions import _row as corruption_row
 from .corruptions import means
 from .feature_detectors import knn, mahalanobis
@@ -26,7 +27,7 @@ from .representation_result import Row
 
 LIKELIHOOD = "log_likelihood"
 _Z = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
-Bits = Callable[[Any], Any]
+Bits = Callable[[Tensor], Any]  # log-likelihoods (N,) -> bits per dimension (N,), None where there are none
 
 
 def accuracy_row(right: np.ndarray) -> Row:
@@ -59,9 +60,9 @@ def few_label_rows(name: str, train: Encoded, test: Encoded, seed: int) -> list[
     return [about | row for row in found]
 
 
-def ridge_row(name: str, train: Encoded, test: Encoded, targets: Sequence[Any]) -> Row:
+def ridge_row(name: str, train: Encoded, test: Encoded, train_t: Any, test_t: Any) -> Row:
     """The ridge probe."""
-    found = ridge_probe(train.features[name], targets[0], test.features[name], targets[1])
+    found = ridge_probe(train.features[name], as_numpy(train_t), test.features[name], as_numpy(test_t))
     row: Row = {"group": "ridge", "representation": name, "set": test.name, "n": len(test), "n_train": len(train)}
     r2 = None if np.isnan(found.r2) else found.r2
     return row | {"r2": r2, "mae": found.mae, "rmse": found.rmse, "alpha": found.alpha}
@@ -115,16 +116,16 @@ def reconstruction_row(test: Encoded, bits: Bits | None) -> Row:
     row: Row = {"group": "reconstruction", "representation": None, "set": test.name, "n": len(test)}
     if test.log_likelihood is not None:
         row |= _mean("log_likelihood", test.log_likelihood)
-        each = None if bits is None else bits(test.log_likelihood)
-        if each is not None:
-            row |= _mean("bits_per_dimension", _numbers(each, len(test)))
+        each = None if bits is None else bits(torch.from_numpy(test.log_likelihood))
+        if each is not None and not np.isnan(values := _numbers(each, len(test))).any():
+            row |= _mean("bits_per_dimension", values)
     if test.squared_error is not None:
         row |= _mean("mse", test.squared_error)
     return row
 
 
 def _numbers(values: Any, n: int) -> np.ndarray:
-    found = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values, dtype=np.float64)
+    found = as_numpy(values).astype(np.float64)
     if found.shape != (n,):
         raise EbmhybridError(f"bits must return ({n},) numbers or None, got shape {found.shape}")
     return found

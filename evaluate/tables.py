@@ -45,6 +45,26 @@ def _generation(row: Row) -> str:
     return f"{row['group']} {which}" if which else str(row["group"])
 
 
+def representation_name(row: Row) -> str:
+    """What a figure of a representation is about: the representation, and the probe, the score or the corruption.
+
+    >>> representation_name({"group": "probe", "representation": "mean", "probe": "knn", "k": 5})
+    'mean: kNN k=5'
+    """
+    which = str(row["group"])
+    if which == "probe":
+        which = "linear probe" if row["probe"] == "linear" else f"kNN k={row['k']}"
+    elif which == "few_labels":
+        which = f"linear probe, labels a class={row['labels_per_class']}"
+    elif which == "ridge":
+        which = "ridge probe"
+    elif which == "ood":
+        which = str(row["score"])
+    elif which == "corruptions":
+        which = f"linear probe, corruption={_corruption(row)}"
+    return f"{row['representation']}: {which}" if row["representation"] else which
+
+
 SHAPES: dict[str, _Shape] = {
     "accuracy": _Shape(lambda row: "model", ("accuracy", "nll", "brier")),
     "calibration": _Shape(
@@ -86,6 +106,14 @@ SHAPES: dict[str, _Shape] = {
             *("log_density_5", "log_density_50", "log_density_95"),
         ),
         "of",
+    ),
+    "representation": _Shape(
+        representation_name,
+        (
+            *("accuracy", "accuracy_std", "nll", "ece_15", "r2", "mae", "rmse"),
+            *METRICS,
+            *("log_likelihood", "bits_per_dimension", "mse"),
+        ),
     ),
 }
 

@@ -70,11 +70,14 @@ ALLOWED = {
     "kernels": {"errors", "kernels"},
     "terms": set(),
     "network": {"terms"},
+    "vocabulary": {"errors"},
+    "teaching": {"errors", "vocabulary"},
+    "embedding": {"energies", "errors", "evaluate", "teaching"},
     "schema": {"network", "terms"},
     "recipe": {"errors", "schema"},
     "losses": {"codes", "energies", "kernels", "losses"},
-    "models": {"codes", "errors", "models"},
-    "data": {"errors", "data"},
+    "models": {"codes", "errors", "models", "vocabulary"},
+    "data": {"errors", "data", "vocabulary"},
     "training": {
         "errors",
         "codes",
@@ -120,11 +123,24 @@ ALLOWED = {
         "_version",
     },
     "evaluations": {"errors", "data", "evaluate", "training", "eval_sets", "external", "measures", "runs"},
+    "probing": {"data", "embedding", "errors", "eval_sets", "evaluate", "models", "runs"},
     "terminal": {"errors"},
+    "cli_probe": {"terminal", "evaluate", "probing", "runs"},
     "doctor": {"kernels", "training", "_version"},
     "cli_sample": {"terminal", "runs", "generation"},
     "cli_eval": {"terminal", "evaluate", "evaluations", "runs"},
-    "cli": {"terminal", "recipe", "training", "evaluate", "runs", "cli_eval", "cli_sample", "doctor", "_version"},
+    "cli": {
+        "terminal",
+        "recipe",
+        "training",
+        "evaluate",
+        "runs",
+        "cli_eval",
+        "cli_probe",
+        "cli_sample",
+        "doctor",
+        "_version",
+    },
 }
 
 
@@ -186,7 +202,9 @@ def test_commands_in_the_readme_parse() -> None:
     from ebmhybrid.cli import main
 
     text = re.sub(r"\\\n *", "", (ROOT / "README.md").read_text())
-    lines = re.findall(r"^ebmhybrid ((?:train|eval|sample|compare|recipes|doctor)\b.*?)(?:\s+#.*)?$", text, flags=re.M)
+    lines = re.findall(
+        r"^ebmhybrid ((?:train|eval|sample|probe|compare|recipes|doctor)\b.*?)(?:\s+#.*)?$", text, flags=re.M
+    )
     assert len(lines) >= 8
     for line in lines:
         words = shlex.split(line)

@@ -20,6 +20,7 @@ PATTERNS = {
     "interp:NAME": "means of two random images of another set",
     "npz:PATH": "a file of arrays x, uint8 (N, H, W[, C]), and y, integers (N,)",
     "folder:PATH": "a folder with one sub-folder of pictures a class",
+    "text:PATH": "a file of one sequence a line, for sequence_autoencoder",
     "NAME:0-6": "some classes of any set, as ranges and numbers: 0-6 or 7,9 or 0-2,5",
 }
 CLASS_FILTER = re.compile(r"(.+):(\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*)")
@@ -173,6 +174,8 @@ def _load_base(name: str, split: str, request: _Request) -> ImageSet:
         return load_npz(rest)
     if kind == "folder" and rest:
         return load_folder(rest, size)
+    if kind == "text":
+        raise DataError(f"{name}: holds sequences, and images are needed here")
     raise DataError(f"unknown data set {name!r}, {nearest(name, [known for known, _ in data_names()])}")
 
 

@@ -10,9 +10,19 @@ from ebmhybrid.losses.baselines import (
     outlier_exposure_loss,
     supcon_loss,
 )
+from ebmhybrid.losses.code_contrast import contrastive_log_prob, infonce_log_prob
 from ebmhybrid.losses.contrastive import class_scores, contrastive_loss
+from ebmhybrid.losses.gcrl import gcrl_loss
 from ebmhybrid.losses.hdge import HDGELoss
 from ebmhybrid.losses.jem import jem_log_density, jem_loss
+from ebmhybrid.losses.mim import (
+    cmim_loss,
+    cvae_loss,
+    infonce_loss,
+    infonce_mim_loss,
+    mim_loss,
+    vae_loss,
+)
 
 __all__ = [
     "Bank",
@@ -21,11 +31,20 @@ __all__ = [
     "ProjectionHead",
     "SupConLoss",
     "class_scores",
+    "cmim_loss",
+    "contrastive_log_prob",
     "contrastive_loss",
+    "cvae_loss",
     "energy_margin_loss",
+    "gcrl_loss",
+    "infonce_log_prob",
+    "infonce_loss",
+    "infonce_mim_loss",
     "jem_log_density",
     "jem_loss",
     "logit_norm_loss",
+    "mim_loss",
     "outlier_exposure_loss",
     "supcon_loss",
+    "vae_loss",
 ]

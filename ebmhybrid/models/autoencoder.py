@@ -7,6 +7,7 @@ There is no batch norm anywhere: what an image's code is does not depend on the 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal, get_args
 
 import torch
@@ -20,7 +21,7 @@ from ebmhybrid.models.wide_resnet import WideResNet
 
 Encoder = Literal["conv", "wide_resnet"]
 CodeNorm = Literal["none", "layer"]
-SMALLEST = 7  # the side below which a map is not halved any more
+SMALLEST = 7  # maps of at most this side are not halved any more
 
 
 class Autoencoder(nn.Module):
@@ -76,7 +77,7 @@ class Autoencoder(nn.Module):
         self.likelihood, self.min_log_std = likelihood_named(likelihood), float(min_log_std)
         self.encoder: WideResNet | ConvEncoder
         if encoder == "wide_resnet":
-            depth, k = depth or 10, width // 16
+            depth, k = 10 if depth is None else depth, width // 16
             self.encoder = WideResNet(depth, k, 2 * latent, in_channels, norm, "leaky_relu", mean=mean, std=std)
         else:
             self.encoder = ConvEncoder(in_channels, image_size, width, 2 * latent, norm, mean, std)
@@ -108,8 +109,8 @@ class Autoencoder(nn.Module):
         parameters = self.output(self.hidden(z))
         if self.shared is None:
             return parameters
-        shared = self.shared.to(parameters).view(1, -1, 1, 1).expand(len(z), -1, *self.image_shape[1:])
-        return torch.cat([parameters, shared], dim=1)
+        shared = self.shared.view(1, -1, 1, 1).expand(len(z), -1, *self.image_shape[1:])
+        return torch.cat([parameters, shared], dim=1)  # in the wider dtype of the two
 
     def log_likelihood(self, images: Tensor, z: Tensor) -> Tensor:
         """log p(x|z), (N,), summed over an image's dimensions, in nats."""
@@ -134,8 +135,8 @@ class Autoencoder(nn.Module):
                 CPU.
             noise: draw from p(x|z) instead of showing its mean.
         """
-        if not isinstance(n, int) or n < 1:
-            raise ValueError(f"n must be at least 1, got {n!r}")
+        if n < 1:
+            raise ValueError(f"n must be at least 1, got {n}")
         device = torch.device("cpu") if generator is None else generator.device
         z = torch.randn(n, self.latent, generator=generator, device=device).to(self.output.weight)
         return self.likelihood.sample(self.decode(z), generator) if noise else self.mean_image(z)
@@ -158,7 +159,7 @@ class ConvEncoder(nn.Module):
         self.normalize = Normalize(in_channels, mean, std)
         sizes, widths = _levels(image_size, width)
         ends = [in_channels, *widths[1:]]
-        halvings = [_conv(a, b, norm, stride=2) for a, b in zip(ends, ends[1:], strict=False)]
+        halvings = [_conv(a, b, norm, stride=2) for a, b in pairwise(ends)]
         self.layers = nn.Sequential(*halvings, _conv(widths[-1], widths[-1], norm))
         self.head = nn.Linear(widths[-1] * sizes[-1] ** 2, out)
 
@@ -178,7 +179,7 @@ class ConvDecoder(nn.Module):
         self.sizes, self.first = sizes[-2::-1], (widths[-1], sizes[-1], sizes[-1])
         self.head = nn.Sequential(nn.Linear(latent, widths[-1] * sizes[-1] ** 2), nn.LeakyReLU(0.2))
         ends = widths[::-1]
-        self.layers = nn.ModuleList(_conv(a, b, norm) for a, b in zip(ends, ends[1:], strict=False))
+        self.layers = nn.ModuleList(_conv(a, b, norm) for a, b in pairwise(ends))
         self.last = _conv(width, width, norm)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -214,10 +215,11 @@ def _check(
 ) -> None:
     if in_channels not in (1, 3):
         raise ValueError(f"in_channels must be 1 or 3, got {in_channels}")
-    if not 8 <= image_size <= 64:
-        raise ValueError(f"image_size must be 8 to 64, got {image_size}")
-    if min(latent, width) < 1:
-        raise ValueError(f"latent and width must be at least 1, got {latent} and {width}")
+    if not isinstance(image_size, int) or not 8 <= image_size <= 64:
+        raise ValueError(f"image_size must be a whole number from 8 to 64, got {image_size!r}")
+    for name, number in (("latent", latent), ("width", width)):
+        if not isinstance(number, int) or number < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {number!r}")
     for name, value, choices in (("encoder", encoder, get_args(Encoder)), ("norm", norm, get_args(CodeNorm))):
         if value not in choices:
             raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")

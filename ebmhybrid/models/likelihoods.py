@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -76,7 +76,7 @@ class Bernoulli:
     tensor([-4.])
     """
 
-    exact_for: str = "binary images"
+    exact_for: ClassVar[str] = "binary images"
 
     def channels(self, channels: int) -> int:
         return channels
@@ -117,7 +117,7 @@ class Logistic:
     1.0
     """
 
-    exact_for: str = "8-bit images"
+    exact_for: ClassVar[str] = "8-bit images"
 
     def channels(self, channels: int) -> int:
         return 2 * channels
@@ -150,7 +150,7 @@ class Logistic:
         return ((x + 1) / 2 * (LEVELS - 1)).round().clamp(0, LEVELS - 1) / (LEVELS - 1)
 
     def bits_per_dimension(self, log_prob: Tensor, dims: int) -> Tensor:
-        """-log p / (dims log 2): 8 for an image of uniform noise, under the best model of it."""
+        """-log p / (dims log 2): 8 where each level is given 1/256."""
         return -log_prob / (dims * math.log(2))
 
 
@@ -162,12 +162,12 @@ class Gaussian:
     numbers; images are rounded to levels, and a model that finds the levels has a density as high as the floor of s
     allows. Its bits per dimension compare with those of other Gaussians, and with care.
 
-    >>> parameters = torch.zeros(1, 2, 1, 1)  # m = 0, log s = 0.0025 above the floor's bend
-    >>> Gaussian().log_prob(parameters, torch.zeros(1, 1, 1, 1)).round(decimals=2)
-    tensor([-0.9200])
+    >>> parameters = torch.zeros(1, 2, 1, 1)  # m = 0, s = 1
+    >>> Gaussian().log_prob(parameters, torch.ones(1, 1, 1, 1)).round(decimals=2)
+    tensor([-1.4200])
     """
 
-    exact_for: str = ""
+    exact_for: ClassVar[str] = ""
 
     def channels(self, channels: int) -> int:
         return 2 * channels

@@ -9,6 +9,8 @@ from torch import nn
 
 from ebmhybrid.data import ImageSet, Splits, count_batches, load_set, load_splits
 from ebmhybrid.data.sets import as_input
+from ebmhybrid.data.text_splits import load_text_splits
+from ebmhybrid.data.tokens import TokenSet
 from ebmhybrid.errors import CheckpointError, RecipeError
 from ebmhybrid.models import Normalize, architecture_of, build_model
 from ebmhybrid.schema import Recipe
@@ -22,6 +24,14 @@ from ebmhybrid.training.setup import Parts, pick_precision
 def load_data(recipe: Recipe, data_dir: str, download: bool) -> Splits:
     """The recipe's splits in the model's shape."""
     data = recipe.data
+    if recipe.model.name == "sequence_autoencoder":
+        return load_text_splits(
+            data.train,
+            test=data.test,
+            validation_fraction=data.validation_fraction,
+            test_fraction=data.test_fraction,
+            seed=data.split_seed,
+        )
     # Pictures of no common size are decoded at the size asked for, which takes a whole shape; all of them are RGB.
     is_rgb = recipe.model.name.startswith("torchvision/") or data.train.startswith(("folder:", "celeba", "textures"))
     channels: int | None = data.channels or (3 if is_rgb else None)
@@ -36,8 +46,6 @@ def load_data(recipe: Recipe, data_dir: str, download: bool) -> Splits:
         download=download,
         shape=shape,
     )
-    if hasattr(splits.train, "vocabulary"):
-        return splits
     own = splits.train.shape
     size = data.image_size or own[1]
     if size != own[2] and not data.image_size:
@@ -104,9 +112,9 @@ def build_parts(
     )
 
 
-def _facts(images: ImageSet) -> dict[str, Any]:
+def _facts(images: ImageSet | TokenSet) -> dict[str, Any]:
     """What the training data decides about a network."""
-    if hasattr(images, "vocabulary"):
+    if isinstance(images, TokenSet):
         return {"vocabulary": list(images.vocabulary.tokens), "max_length": images.shape[0]}
     channels, size, _ = images.shape
     return {"num_classes": images.num_classes, "in_channels": channels, "image_size": size}

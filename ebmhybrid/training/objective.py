@@ -15,6 +15,7 @@ from ebmhybrid.losses.baselines import (
     outlier_exposure_loss,
     supcon_loss,
 )
+from ebmhybrid.losses.gcrl import gcrl_loss
 from ebmhybrid.losses.jem import jem_log_density, jem_loss
 from ebmhybrid.losses.mim import latent_loss
 from ebmhybrid.losses.rowwise import row_terms, weighted_sum
@@ -140,8 +141,6 @@ class CodesLoss(nn.Module):
 
     def forward(self, outputs: Any, positives: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         if self.terms.gcrl is not None:
-            from ebmhybrid.losses.gcrl import gcrl_loss
-
             how = self.terms.gcrl
             return gcrl_loss(
                 outputs.log_likelihood,

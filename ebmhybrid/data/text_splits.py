@@ -1,0 +1,46 @@
+"""A file of sequences as train, validation and test parts."""
+
+from __future__ import annotations
+
+from ebmhybrid.data.splits import Splits, stratified_split
+from ebmhybrid.data.text import load_text
+from ebmhybrid.errors import DataError
+
+
+def load_text_splits(
+    train: str, *, test: str | None, validation_fraction: float, test_fraction: float, seed: int
+) -> Splits:
+    """What :func:`ebmhybrid.data.load_splits` is for images: parts that share no line of `text:PATH`.
+
+    The vocabulary and the length are those of the whole file; a test file of its own is read with them.
+
+    Raises:
+        DataError: a file that cannot be used, or shares that leave nothing to train on.
+    """
+    whole = load_text(_path(train))
+    shares = {"train": 1 - validation_fraction, "validation": validation_fraction}
+    if test is None:
+        shares |= {"train": 1 - validation_fraction - test_fraction, "test": test_fraction}
+        if shares["train"] <= 0:
+            raise DataError(
+                f"{train}: validation_fraction {validation_fraction} and test_fraction {test_fraction} leave nothing "
+                "to train on"
+            )
+    try:
+        indices = stratified_split(whole.labels, list(shares.values()), seed)
+    except DataError as error:
+        raise DataError(f"{train}: {len(whole)} sequences are too few for {len(shares)} parts") from error
+    parts = {
+        part: whole.select(index).noted(f"{part}: {len(index)} of {len(whole)} sequences, seed {seed}")
+        for part, index in zip(shares, indices, strict=True)
+    }
+    if test is not None:
+        parts["test"] = load_text(_path(test), whole.shape[0], whole.vocabulary)
+    return Splits(**parts)  # type: ignore[arg-type]
+
+
+def _path(name: str) -> str:
+    kind, _, path = name.partition(":")
+    if kind != "text" or not path:
+        raise DataError(f"{name}: sequences are read from text:PATH")
+    return path

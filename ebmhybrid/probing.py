@@ -1,0 +1,219 @@
+"""From a run to its probe: the representations that its model offers, and what else of it can be measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ebmhybrid.data.text import TokenSet, load_text
+from ebmhybrid.embedding import informative_embedding
+from ebmhybrid.errors import UsageError
+from ebmhybrid.eval_sets import load_strangers
+from ebmhybrid.evaluate.features import captured, given_by
+from ebmhybrid.evaluate.representation import evaluate_representation, of_representation
+from ebmhybrid.models.autoencoder import Autoencoder
+from ebmhybrid.models.image_transformer import ImageTransformer
+from ebmhybrid.models.sequence_autoencoder import SequenceAutoencoder
+from ebmhybrid.runs import OpenedRun, open_run, splits_of
+
+if TYPE_CHECKING:
+    from ebmhybrid.evaluate.results import SuiteResult
+    from ebmhybrid.evaluate.suite import Progress
+
+SAMPLES = 100
+# An image is drawn token by token; from 32x32 pixels on a test set would take hours on a CPU.
+DRAWN_TOKENS = 256
+
+
+class Representation(nn.Module):
+    """One of a model's representations as a module of its own, from inputs to (N, D)."""
+
+    def __init__(self, model: nn.Module, encode: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.model, self.encode = model, encode
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.encode(self.model, x)
+
+
+def representations_of(model: nn.Module) -> dict[str, nn.Module]:
+    """A model's representations by name, each a module from images, or token sequences, to (N, D).
+
+    Autoencoders have `mean` (of q(z|x)), `informative` (:func:`ebmhybrid.embedding.informative_embedding`) and
+    `informative+mean`; image transformers `pooled`, `projection` and `informative`; classifiers `features`, what their
+    last linear layer is given. Where inputs are images, `pixels` are the baseline.
+
+    >>> list(representations_of(Autoencoder(latent=4, width=16)))
+    ['mean', 'informative', 'informative+mean', 'pixels']
+    """
+    pixels: dict[str, nn.Module] = {} if isinstance(model, SequenceAutoencoder) else {"pixels": nn.Flatten()}
+    if isinstance(model, ImageTransformer):
+        encoders: dict[str, Callable[[Any, Tensor], Tensor]] = {
+            "pooled": lambda own, x: own.features(x),
+            "projection": lambda own, x: own.project(own.features(x)),
+            "informative": lambda own, x: informative_embedding(own.encode, own.logits, x),
+        }
+    elif isinstance(model, (Autoencoder, SequenceAutoencoder)):
+        encoders = {
+            "mean": lambda own, x: own.encode(x).mean,
+            "informative": lambda own, x: informative_embedding(own.encode, own.decode, x),
+            "informative+mean": lambda own, x: informative_embedding(own.encode, own.decode, x, concat_latent=True),
+        }
+    elif hasattr(model, "features"):
+        encoders = {"features": lambda own, x: own.features(x)}
+    else:
+        encoders = {"features": _before_head} if given_by(model) else {}
+    return {**{name: Representation(model, encode) for name, encode in encoders.items()}, **pixels}
+
+
+def _before_head(model: nn.Module, images: Tensor) -> Tensor:
+    with captured(model) as kept:
+        model(images)
+    return kept[0]
+
+
+def probe_run(
+    run: str | Path,
+    *,
+    ood: Sequence[str] | None = None,
+    corruptions: bool | None = None,
+    limit: int | None = None,
+    train_limit: int | None = None,
+    seed: int | None = None,
+    data_dir: str | Path = "data",
+    download: bool = True,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> SuiteResult:
+    """Probe the representations of a run's model, fitted on its training and measured on its test split.
+
+    Arguments:
+        run: a run directory or a .safetensors file, of a classifier or an encoder-decoder.
+        ood: names of OOD sets; None, like that of `corruptions` and `seed`, is what the run's recipe says.
+        corruptions: whether to measure the linear probes on corrupted test images too.
+        limit: at most so many examples of each set that is measured or validated on.
+        train_limit: at most so many training examples.
+        seed: of few labels, corruptions, and of what is drawn from the model.
+
+    Raises:
+        EbmhybridError: a run, a set or a name that cannot be used.
+    """
+    opened = open_run(run, device)
+    recipe = opened.recipe
+    seed = recipe.seed if seed is None else seed
+    names = recipe.evaluation.ood if ood is None else ood
+    corruptions = recipe.evaluation.corruptions if corruptions is None else corruptions
+    splits = splits_of(recipe, opened.weights, data_dir, download)
+    if isinstance(splits.train, TokenSet):
+        strangers: dict[str, Any] = {name: _text(name, opened.model) for name in names}
+    else:
+        source = opened.source(data_dir, download)
+        strangers = dict(load_strangers(names, recipe.data.test or recipe.data.train, source).sets)
+    batch_size = recipe.evaluation.batch_size
+    offer = offered(opened, seed)
+    result = evaluate_representation(
+        offer.representations,
+        _some(splits.train, None, batch_size),
+        _some(splits.test, limit, batch_size),
+        validation=_some(splits.validation, limit, batch_size),
+        ood_sets={name: _some(images, limit, batch_size) for name, images in strangers.items()},
+        log_likelihood=offer.log_likelihood,
+        reconstruct=offer.reconstruct,
+        samples=offer.samples() if offer.samples is not None else None,
+        bits=offer.bits,
+        corruptions=corruptions,
+        train_limit=train_limit,
+        seed=seed,
+        progress=progress,
+        device=opened.device,
+    )
+    found = of_representation(result, opened.context(), offer.notes)
+    asked = {"ood": list(strangers), "corruptions": corruptions, "limit": limit, "train_limit": train_limit}
+    return replace(found, settings={**found.settings, **asked})
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What of a model can be measured; the arguments of :func:`ebmhybrid.evaluate.evaluate_representation`."""
+
+    representations: dict[str, nn.Module]
+    log_likelihood: Callable[[Tensor], Tensor] | None = None
+    reconstruct: Callable[[Tensor], Tensor] | None = None
+    samples: Callable[[], Tensor] | None = None
+    bits: Callable[[Any], Tensor | None] | None = None
+    notes: tuple[str, ...] = ()
+
+
+def offered(opened: OpenedRun, seed: int) -> Offer:
+    """What a run's model offers: of parts that its objective did not train, nothing but a note."""
+    model, terms = opened.model, opened.recipe.objective
+    encoders = representations_of(model)
+    generator = torch.Generator().manual_seed(seed)
+    if terms.latent is None and terms.gcrl is None:
+        return Offer(encoders)
+    if terms.gcrl is not None and not terms.gcrl.weight:
+        del encoders["projection"]
+    if (terms.latent and terms.latent.generative == "none") or (terms.gcrl and not terms.gcrl.generative_weight):
+        kept = {name: encoder for name, encoder in encoders.items() if not name.startswith("informative")}
+        return Offer(kept, notes=("the decoder was not trained: there is nothing of it to measure",))
+    if isinstance(model, ImageTransformer):
+        return _of_transformer(model, encoders, generator)
+    if isinstance(model, SequenceAutoencoder):
+        return Offer(encoders, Representation(model, _given_mean), notes=(_GIVEN_MEAN,))
+    assert isinstance(model, Autoencoder)
+
+    def bits(log_prob: Any) -> Tensor | None:
+        found = model.likelihood.bits_per_dimension(torch.as_tensor(log_prob), math.prod(model.image_shape))
+        return None if found.isnan().all() else found
+
+    return Offer(
+        encoders,
+        Representation(model, _given_mean),
+        Representation(model, lambda own, images: own.mean_image(own.encode(images).mean)),
+        lambda: model.sample(SAMPLES, generator),
+        bits,
+        (_GIVEN_MEAN,),
+    )
+
+
+_GIVEN_MEAN = "log_likelihood is log p(x|z) at the mean of q(z|x), which is no likelihood of x"
+
+
+def _given_mean(model: Any, x: Tensor) -> Tensor:
+    return model.log_likelihood(x, model.encode(x).mean)
+
+
+def _of_transformer(model: ImageTransformer, encoders: dict[str, nn.Module], generator: torch.Generator) -> Offer:
+    """The exact log p(x) of an empty memory, and images drawn without a memory and with that of an image."""
+    drawn = model.num_tokens <= DRAWN_TOKENS and model.empty < 1
+    notes = [f"log_likelihood is log p(x) of images quantised to {model.levels} levels"] if model.empty else []
+    notes += ["reconstructions are drawn from p(x | e(x))"] if drawn else []
+    return Offer(
+        encoders,
+        Representation(model, lambda own, images: own.log_likelihood(images)) if model.empty else None,
+        Representation(model, lambda own, images: own.sample(len(images), generator, own.encode(images)))
+        if drawn
+        else None,
+        (lambda: model.sample(SAMPLES, generator)) if model.empty else None,
+        lambda log_likelihood: model.bits_per_dimension(torch.as_tensor(log_likelihood)),
+        tuple(notes),
+    )
+
+
+def _some(images: Any, limit: int | None, batch_size: int) -> Any:
+    """At most so many examples of a set, in batches of this size."""
+    return replace(images if limit is None else images.take(limit), batch_size=batch_size)
+
+
+def _text(name: str, model: nn.Module) -> TokenSet:
+    """A file of token sequences in the vocabulary of the model."""
+    kind, _, path = name.partition(":")
+    if kind != "text" or not path:
+        raise UsageError(f"OOD set {name!r}: the model is of text, and takes text:PATH")
+    return load_text(path, model.max_length, model.vocabulary)  # type: ignore[arg-type]
