@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -83,9 +84,15 @@ TABLES: dict[str, tuple[str, Settings, list[str]]] = {
 
 
 def trained(recipe: str, changes: list[str], folder: Path) -> Path:
-    """The run in `folder`, trained now unless it was before."""
-    if not (folder / "metrics.csv").is_file():  # what a run writes last
-        eh.train(eh.load_recipe(recipe, changes), folder, progress=False)
+    """The run in `folder`, trained to its end unless it was before."""
+    begun = (folder / "checkpoints" / "last.state.pt").is_file()
+    run = (
+        eh.train(resume=folder, progress=False)
+        if begun
+        else eh.train(eh.load_recipe(recipe, changes), folder, progress=False)
+    )
+    if run.signal:
+        sys.exit(128 + run.signal)
     return folder
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ebmhybrid._version import __version__
 
 if TYPE_CHECKING:
+    from ebmhybrid.embedding import informative_embedding
     from ebmhybrid.energies import energy, joint_energy, log_density
     from ebmhybrid.kernels import linear_energy
     from ebmhybrid.losses.hdge import HDGELoss
@@ -24,6 +25,7 @@ _HOME = {
     "HDGELoss": "ebmhybrid.losses.hdge",
     "WideResNet": "ebmhybrid.models.wide_resnet",
     "energy": "ebmhybrid.energies",
+    "informative_embedding": "ebmhybrid.embedding",
     "joint_energy": "ebmhybrid.energies",
     "linear_energy": "ebmhybrid.kernels",
     "load_model": "ebmhybrid.training",
@@ -38,6 +40,7 @@ __all__ = [
     "WideResNet",
     "__version__",
     "energy",
+    "informative_embedding",
     "joint_energy",
     "linear_energy",
     "load_model",

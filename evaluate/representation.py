@@ -89,7 +89,7 @@ def evaluate_representation(
     >>> [(row["probe"], row.get("k"), row["n"]) for row in result.rows]
     [('linear', None, 20), ('knn', 1, 20), ('knn', 5, 20), ('knn', 20, 20)]
     """
-    _check(encoders, (train, test, validation, *(ood_sets or {}).values()), samples)
+    _check(encoders, {"train": train, "test": test, "validation": validation, **(ood_sets or {})}, samples)
     alone, likely = Models(encoders), Models(encoders, log_likelihood)
     whole = Models(encoders, log_likelihood, reconstruct)
     shared: dict[str, Any] = {"device": device, "progress": progress}
@@ -186,16 +186,16 @@ def of_representation(
     )
 
 
-def _check(encoders: Mapping[str, Encoder], sets: Iterable[ImageSet | None], samples: Tensor | None) -> None:
+def _check(encoders: Mapping[str, Encoder], sets: Mapping[str, ImageSet | None], samples: Tensor | None) -> None:
     """What can be refused before any forward pass."""
     if not encoders:
         raise EbmhybridError("no representation was given: encoders maps a name to a callable")
     for name in encoders:
         if not isinstance(name, str) or not name.strip():
             raise EbmhybridError(f"a representation needs a name, got {name!r}")
-    for data in sets:
+    for name, data in sets.items():
         if data is not None:
-            check_repeatable(data)
+            check_repeatable(data, str(name))
     if samples is not None:
         check_images(samples, "samples")
 

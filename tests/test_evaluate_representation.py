@@ -29,12 +29,14 @@ from ebmhybrid.evaluate import (
     plots_representation,
     probes,
     probes_neighbours,
+    representation_features,
     tables,
 )
 from ebmhybrid.evaluate.accuracy import wilson_interval
 from ebmhybrid.evaluate.calibration import ece, nll
 from ebmhybrid.evaluate.compare_runs import compare_results
 from ebmhybrid.evaluate.feature_detectors import knn, mahalanobis
+from ebmhybrid.evaluate.files import dumps
 from ebmhybrid.evaluate.ood import auroc, fpr95_id_positive, fpr95_ood_positive
 from ebmhybrid.evaluate.plots_representation import figures_for
 from ebmhybrid.evaluate.probes import C_GRID, Standardiser, linear_probe
@@ -469,21 +471,18 @@ def test_a_limit_takes_the_sets_own_choice_or_the_first_ones() -> None:
     assert encoded(Models({"a": _counts}), own, limit=4).labels.tolist() == [26, 27, 28, 29]
 
 
-def test_the_device_is_the_first_modules_own() -> None:
+def test_inputs_go_to_the_first_device_that_a_module_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensor.to takes a dtype as well, which stands here for a second device."""
+    first, second = Encoder(), Encoder()
+    known = {first: None, second: torch.float64}
+    monkeypatch.setattr(representation_features, "model_device", lambda module: known[module])
     seen = []
-
-    class Meta(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = nn.Parameter(torch.ones(1, device="meta"))
-
-        def forward(self, x: Tensor) -> Tensor:
-            seen.append(x.device.type)
-            return torch.zeros(len(x), 2)
-
-    encoded(Models({"plain": lambda x: x.new_zeros(len(x), 1, device="cpu"), "a": Meta()}), _images()[1])
-    encoded(Models({"a": Meta()}), _images()[1], device="cpu")
-    assert seen == ["meta", "meta", "cpu", "cpu"]
+    models = Models({"a": lambda x: seen.append(x.dtype) or _flat(x)}, reconstruct=lambda x: x)  # type: ignore[func-returns-value]
+    encoded(models, TEST)
+    monkeypatch.setattr(Models, "modules", lambda self: [first, second])
+    encoded(models, TEST)
+    encoded(models, TEST, device=torch.float32)  # type: ignore[arg-type]
+    assert seen == [torch.float32] * 2 + [torch.float64] * 2 + [torch.float32] * 2
 
 
 def _flat(x: Tensor) -> Tensor:
@@ -507,6 +506,9 @@ WRONG: dict[str, Callable[[], Any]] = {
     "can be read only once": lambda: evaluate_representation({"a": _flat}, iter(TRAIN), TEST),
     "set 'x': can be read only once": lambda: evaluate_representation(
         {"a": _flat}, TRAIN, TEST, ood_sets={"x": iter(TEST)}
+    ),
+    "set 'validation': can be read only once": lambda: evaluate_representation(
+        {"a": _flat}, TRAIN, TEST, validation=iter(TEST)
     ),
     "set 'train' is empty": lambda: evaluate_representation({"a": _flat}, [], TEST),
     r"set 'train': representation 'a' must be finite, got nan at example 2": lambda: evaluate_representation(
@@ -621,7 +623,7 @@ def test_probe_rows_are_what_the_probes_say(measured: RepresentationResult) -> N
     assert linear["nll"] == pytest.approx(nll(probe.probabilities, test.labels))
     assert linear["ece_15"] == ece(probe.probabilities, test.labels)
     assert (linear["C"], linear["dimension"], linear["n"], linear["n_train"]) == (probe.C, 64, 120, 300)
-    assert probe.C != linear_probe(x, y, x[:2], (x, y)).C  # validation images chose it
+    assert probe.C == 10.0  # which validation images chose: without any it is 1
     found = knn_probe(x, y, _pixels(test))
     assert {row["k"]: row["accuracy"] for row in near} == {
         k: (calls == test.labels.numpy()).mean() for k, calls in found.items()
@@ -894,8 +896,13 @@ def test_names_of_figures_in_long_tables() -> None:
     )
 
 
-def _saved(result: RepresentationResult, folder: Path, model: str) -> Path:
-    return of_representation(result, {"model": model}).save(folder / model)
+def _written(results: dict[str, Any], folder: Path) -> list[Path]:
+    """The results.json of evaluations, each in a folder of its name."""
+    paths = [folder / name / "results.json" for name in results]
+    for path, result in zip(paths, results.values(), strict=True):
+        path.parent.mkdir()
+        path.write_text(dumps(result.as_dict()))
+    return paths
 
 
 def test_two_results_are_compared_and_the_better_one_is_marked(tmp_path: Path) -> None:
@@ -904,7 +911,8 @@ def test_two_results_are_compared_and_the_better_one_is_marked(tmp_path: Path) -
     better = evaluate_representation({"z": _flat}, train, test, few_labels=False)
     worse = evaluate_representation({"z": lambda x: _flat(x)[:, :12]}, train, test, few_labels=False)
     fewer = evaluate_representation({"z": lambda x: _flat(x)[:, :12]}, train.take(150), test, few_labels=False)
-    paths = [_saved(one, tmp_path, name) for one, name in ((better, "better"), (worse, "worse"), (fewer, "fewer"))]
+    results = {"better": better, "worse": worse, "fewer": fewer}
+    paths = _written({name: of_representation(one, {"model": name}) for name, one in results.items()}, tmp_path)
     text = compare_results(paths[:2]).table()
     assert re.search(r"z: linear probe +[\d.]+ % \[[\d., ]+\] ★", text)
     assert "Accuracy:" not in text
@@ -922,19 +930,18 @@ def test_two_results_are_compared_and_the_better_one_is_marked(tmp_path: Path) -
 def test_a_representation_stands_beside_a_classifiers_evaluation(
     measured: RepresentationResult, tmp_path: Path
 ) -> None:
-    fake_suite().save(tmp_path / "classifier")
-    paths = [tmp_path / "classifier", _saved(measured, tmp_path, "probe")]
-    found = compare_results(paths)
+    found = compare_results(_written({"a": fake_suite(), "b": of_representation(measured)}, tmp_path))
     keys = [section.key for section in found.sections]
-    assert {"accuracy", "representation", "published"} <= set(keys)
-    assert found.save(tmp_path / "page").is_file()
+    assert {"accuracy", "robustness", "representation", "published"} <= set(keys)
+    assert {"accuracy", "representation"} <= {row["section"] for row in found.rows}
+    assert "pixels: linear probe" in found.table()
 
 
 def test_damaged_rows_are_told_by_their_file(measured: RepresentationResult, tmp_path: Path) -> None:
-    paths = [_saved(measured, tmp_path, name) for name in ("a", "b")]
-    content = json.loads((paths[1] / "results.json").read_text())
+    paths = _written(dict.fromkeys("ab", of_representation(measured)), tmp_path)
+    content = json.loads(paths[1].read_text())
     del content["representation"]["rows"][0]["probe"]
-    (paths[1] / "results.json").write_text(json.dumps(content))
+    paths[1].write_text(json.dumps(content))
     with pytest.raises(EbmhybridError, match=r"b/results\.json: damaged results"):
         compare_results(paths)
 
