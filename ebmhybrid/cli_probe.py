@@ -31,7 +31,7 @@ POSITIVE = click.IntRange(min=1)
 @click.option(
     "--corruptions/--no-corruptions", default=None, help="Corrupted test images.  [default: the recipe's, no]"
 )
-@click.option("--limit", type=POSITIVE, metavar="N", help="At most N examples of each set, but the training set.")
+@click.option("--limit", type=POSITIVE, metavar="N", help="At most N examples of each set but the training set.")
 @click.option("--train-limit", type=POSITIVE, metavar="N", help="Fit on at most N training examples.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), metavar="N", help="[default: the recipe's]")
 @click.option("--out", metavar="DIR", help="[default: probe/DATE-TIME in the run, or beside the weights]")

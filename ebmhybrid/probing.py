@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
-from ebmhybrid.data.text import TokenSet, load_text
+from ebmhybrid.data.text import load_text
+from ebmhybrid.data.tokens import TokenSet
 from ebmhybrid.embedding import informative_embedding
 from ebmhybrid.errors import UsageError
 from ebmhybrid.eval_sets import load_strangers
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from ebmhybrid.evaluate.results import SuiteResult
     from ebmhybrid.evaluate.suite import Progress
 
+Encode = Callable[[Any, Tensor], Tensor]
 SAMPLES = 100
 # An image is drawn token by token; from 32x32 pixels on a test set would take hours on a CPU.
 DRAWN_TOKENS = 256
@@ -34,7 +38,7 @@ DRAWN_TOKENS = 256
 class Representation(nn.Module):
     """One of a model's representations as a module of its own, from inputs to (N, D)."""
 
-    def __init__(self, model: nn.Module, encode: Callable[[Any, Tensor], Tensor]) -> None:
+    def __init__(self, model: nn.Module, encode: Encode) -> None:
         super().__init__()
         self.model, self.encode = model, encode
 
@@ -47,14 +51,14 @@ def representations_of(model: nn.Module) -> dict[str, nn.Module]:
 
     Autoencoders have `mean` (of q(z|x)), `informative` (:func:`ebmhybrid.embedding.informative_embedding`) and
     `informative+mean`; image transformers `pooled`, `projection` and `informative`; classifiers `features`, what their
-    last linear layer is given. Where inputs are images, `pixels` are the baseline.
+    last linear layer is given. A baseline stands beside them: `pixels`, or `counts`, how often each token occurs.
 
     >>> list(representations_of(Autoencoder(latent=4, width=16)))
     ['mean', 'informative', 'informative+mean', 'pixels']
     """
-    pixels: dict[str, nn.Module] = {} if isinstance(model, SequenceAutoencoder) else {"pixels": nn.Flatten()}
+    baseline: dict[str, Encode] = {"pixels": lambda own, x: x.flatten(1)}
     if isinstance(model, ImageTransformer):
-        encoders: dict[str, Callable[[Any, Tensor], Tensor]] = {
+        encoders: dict[str, Encode] = {
             "pooled": lambda own, x: own.features(x),
             "projection": lambda own, x: own.project(own.features(x)),
             "informative": lambda own, x: informative_embedding(own.encode, own.logits, x),
@@ -65,11 +69,17 @@ def representations_of(model: nn.Module) -> dict[str, nn.Module]:
             "informative": lambda own, x: informative_embedding(own.encode, own.decode, x),
             "informative+mean": lambda own, x: informative_embedding(own.encode, own.decode, x, concat_latent=True),
         }
+        if isinstance(model, SequenceAutoencoder):
+            baseline = {"counts": _counts}
     elif hasattr(model, "features"):
         encoders = {"features": lambda own, x: own.features(x)}
     else:
         encoders = {"features": _before_head} if given_by(model) else {}
-    return {**{name: Representation(model, encode) for name, encode in encoders.items()}, **pixels}
+    return {name: Representation(model, encode) for name, encode in (encoders | baseline).items()}
+
+
+def _counts(model: SequenceAutoencoder, tokens: Tensor) -> Tensor:
+    return one_hot(tokens, len(model.vocabulary)).sum(1)[:, 1:].float()  # without the padding, which is 0
 
 
 def _before_head(model: nn.Module, images: Tensor) -> Tensor:
@@ -176,7 +186,7 @@ def offered(opened: OpenedRun, seed: int) -> Offer:
         encoders,
         Representation(model, _given_mean),
         Representation(model, lambda own, images: own.mean_image(own.encode(images).mean)),
-        lambda: model.sample(SAMPLES, generator),
+        partial(model.sample, SAMPLES, generator),
         bits,
         (_GIVEN_MEAN,),
     )
@@ -191,19 +201,16 @@ def _given_mean(model: Any, x: Tensor) -> Tensor:
 
 def _of_transformer(model: ImageTransformer, encoders: dict[str, nn.Module], generator: torch.Generator) -> Offer:
     """The exact log p(x) of an empty memory, and images drawn without a memory and with that of an image."""
-    drawn = model.num_tokens <= DRAWN_TOKENS and model.empty < 1
-    notes = [f"log_likelihood is log p(x) of images quantised to {model.levels} levels"] if model.empty else []
-    notes += ["reconstructions are drawn from p(x | e(x))"] if drawn else []
-    return Offer(
-        encoders,
-        Representation(model, lambda own, images: own.log_likelihood(images)) if model.empty else None,
-        Representation(model, lambda own, images: own.sample(len(images), generator, own.encode(images)))
-        if drawn
-        else None,
-        (lambda: model.sample(SAMPLES, generator)) if model.empty else None,
-        lambda log_likelihood: model.bits_per_dimension(torch.as_tensor(log_likelihood)),
-        tuple(notes),
-    )
+    offer = Offer(encoders, bits=lambda log_likelihood: model.bits_per_dimension(torch.as_tensor(log_likelihood)))
+    if model.empty > 0:
+        likelihood = Representation(model, lambda own, images: own.log_likelihood(images))
+        note = f"log_likelihood is log p(x) of images quantised to {model.levels} levels"
+        samples = partial(model.sample, SAMPLES, generator)
+        offer = replace(offer, log_likelihood=likelihood, samples=samples, notes=(note,))
+    if model.empty < 1 and model.num_tokens <= DRAWN_TOKENS:
+        redrawn = Representation(model, lambda own, images: own.sample(len(images), generator, own.encode(images)))
+        offer = replace(offer, reconstruct=redrawn, notes=(*offer.notes, "reconstructions are drawn from p(x | e(x))"))
+    return offer
 
 
 def _some(images: Any, limit: int | None, batch_size: int) -> Any:

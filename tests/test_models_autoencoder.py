@@ -317,8 +317,9 @@ def test_log_std_stays_above_its_floor(floor: float) -> None:
     assert torch.isfinite(model(images).log_likelihood).all()
 
 
-def test_samples_are_those_of_their_generator() -> None:
-    model = small(likelihood="logistic")
+@pytest.mark.parametrize("name", NAMES)
+def test_samples_are_those_of_their_generator(name: str) -> None:
+    model = small(likelihood=name)
     for noise in (False, True):
         first, again, other = (model.sample(5, torch.Generator().manual_seed(s), noise) for s in (1, 1, 2))
         assert torch.equal(first, again)

@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,9 +16,10 @@ from scipy import stats
 from torch import Tensor
 
 from ebmhybrid.codes import Posterior
-from ebmhybrid.data.text import load_text
+from ebmhybrid.data.text import LARGEST_LINE, LARGEST_VOCABULARY, load_text
 from ebmhybrid.losses.mim import cmim_loss
 from ebmhybrid.models.sequence_autoencoder import SequenceAutoencoder
+from ebmhybrid.vocabulary import split_tokens
 
 START, END = 1, 2
 
@@ -83,6 +85,8 @@ def test_options_that_do_not_fit(options, message) -> None:
         (torch.zeros(2, 0, dtype=torch.int64), "got torch.int64 (2, 0)"),
         (torch.full((2,), 4), "got torch.int64 (2,)"),
         (torch.full((2, 8), 4.0), "got torch.float32 (2, 8)"),
+        (torch.full((2, 8), 7), "tokens must lie in 0..6, got 7..7"),
+        (torch.full((2, 8), -1), "tokens must lie in 0..6, got -1..-1"),
     ],
 )
 def test_tokens_that_do_not_fit(tokens, message) -> None:
@@ -168,12 +172,16 @@ def test_order_matters_and_the_floor_holds() -> None:
 
 
 def test_a_row_of_padding_alone_is_finite() -> None:
+    """As the mean over no tokens, zero; also on the path that torch takes in evaluation, where its layers give NaN."""
     model = small()
-    codes = model(torch.zeros(2, 3, dtype=torch.int64))
-    assert torch.isfinite(codes.mean).all()
-    assert codes.log_likelihood.tolist() == [0, 0]
+    tokens = torch.tensor([[0, 0, 0], [4, 2, 0]])
+    codes = model(tokens)
+    assert codes.log_likelihood[0] == 0
+    torch.testing.assert_close(codes.mean[0], model.posterior.bias[:4])
     codes.mean.sum().backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval().encode(tokens).mean, codes.mean.detach())
 
 
 # the decoder
@@ -432,3 +440,32 @@ def test_training_learns_to_reconstruct(tmp_path) -> None:
     assert before < -10
     assert after > -3 * math.log(4) + 0.5, (before, after)
     assert after > blind + 1, (after, blind)
+
+
+# the document
+
+
+def test_the_snippets_of_the_page_run(tmp_path, monkeypatch) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "sequences.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for snippet in re.findall(r"```python\n(.*?)```", page, re.S):
+        exec(snippet, names)
+    data, model = names["data"], names["model"]
+    assert (len(data), data.targets.shape) == (4000, (4000,))
+    assert names["tokens"].shape == (2, 9)
+    assert names["posterior"].mean.shape == (2, 32)
+    assert names["features"].shape == (2, 64)
+    assert (len(names["greedy"]), len(names["drawn"])) == (2, 5)
+    again = load_text("molecules.txt", model.max_length, model.vocabulary)
+    assert torch.equal(again.tokens, data.tokens)
+
+
+def test_the_page_shows_what_the_tokeniser_does() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "sequences.md").read_text()
+    examples = re.findall(r"^(split_tokens\(.*\))  # (.*)$", page, re.M)
+    assert examples
+    for call, tokens in examples:
+        assert eval(call, {"split_tokens": split_tokens}) == eval(tokens)
+    for limit in (LARGEST_LINE, LARGEST_VOCABULARY):
+        assert f"{limit:,}" in page

@@ -5,13 +5,15 @@ r"""Likelihoods p(x|z) of an image given a decoder's output: independent over pi
     gaussian     sum log N(x; m, s^2)                         a density on real numbers
 
 A likelihood turns parameters (N, `channels(C)`, H, W) and images (N, C, H, W) in [0, 1] into log p (N,): summed over
-the image's C H W dimensions, in nats, in float32 or wider whatever the parameters come in. Figures of different
-likelihoods are not comparable: `exact_for` names the images whose probability each gives.
+the image's C H W dimensions, in nats, in float32 or wider whatever the parameters come in. It is given z, so no
+likelihood of x itself. Figures of different likelihoods are not comparable: `exact_for` names the images whose
+probability each gives.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -93,7 +95,7 @@ class Bernoulli:
 
     def sample(self, parameters: Tensor, generator: torch.Generator | None = None) -> Tensor:
         p = self.mean(parameters)
-        return (_uniform(p, generator) < p).to(p)
+        return (_drawn(torch.rand, p, generator) < p).to(p)
 
     def bits_per_dimension(self, log_prob: Tensor, dims: int) -> Tensor:
         """NaN: there is none of grey images. Of images of zeros and ones it is -log p / (dims log 2)."""
@@ -146,7 +148,7 @@ class Logistic:
 
     def sample(self, parameters: Tensor, generator: torch.Generator | None = None) -> Tensor:
         location, raw = _wide(parameters).chunk(2, dim=1)
-        x = location + _log_scale(raw).exp() * torch.logit(_uniform(location, generator), eps=1e-7)
+        x = location + _log_scale(raw).exp() * torch.logit(_drawn(torch.rand, location, generator), eps=1e-7)
         return ((x + 1) / 2 * (LEVELS - 1)).round().clamp(0, LEVELS - 1) / (LEVELS - 1)
 
     def bits_per_dimension(self, log_prob: Tensor, dims: int) -> Tensor:
@@ -188,8 +190,7 @@ class Gaussian:
     def sample(self, parameters: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """A draw, clipped to [0, 1]."""
         mean, raw = _wide(parameters).chunk(2, dim=1)
-        device = torch.device("cpu") if generator is None else generator.device
-        noise = torch.randn(mean.shape, generator=generator, device=device).to(mean)
+        noise = _drawn(torch.randn, mean, generator)
         return (mean + floor_log_std(raw, MIN_LOG_STD).exp() * noise).clamp(0, 1)
 
     def bits_per_dimension(self, log_prob: Tensor, dims: int) -> Tensor:
@@ -224,9 +225,9 @@ def _log_scale(raw: Tensor) -> Tensor:
     return floor_log_std(raw, MIN_LOG_SCALE).clamp(max=MAX_LOG_SCALE)
 
 
-def _uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
+def _drawn(draw: Callable[..., Tensor], like: Tensor, generator: torch.Generator | None) -> Tensor:
     device = torch.device("cpu") if generator is None else generator.device
-    return torch.rand(like.shape, generator=generator, device=device).to(like)
+    return draw(like.shape, generator=generator, device=device).to(like)
 
 
 def _checked(parameters: Tensor, images: Tensor, parts: int) -> tuple[tuple[Tensor, ...], Tensor]:

@@ -71,7 +71,7 @@ def quantize(images: Tensor, palette: Tensor) -> Tensor:
     """The index of the colour nearest to each pixel, in raster order: argmin_k ||x_t - c_k||; ties go to the lower.
 
     Arguments:
-        images: (N, C, H, W) floating point; values outside [0, 1] take the nearest colour too.
+        images: (N, C, H, W) floating point; values outside [0, 1] are clamped.
         palette: (levels, C).
 
     Returns:
@@ -85,7 +85,7 @@ def quantize(images: Tensor, palette: Tensor) -> Tensor:
     """
     if images.device.type == "cpu" and images.isnan().any():
         raise EbmhybridError("images must be numbers to have tokens, got NaN")
-    pixels = images.flatten(2).transpose(1, 2).to(palette.dtype)
+    pixels = images.clamp(0, 1).flatten(2).transpose(1, 2).to(palette.dtype)
     # The plain differences: by |x|^2 - 2 x c + |c|^2, as large distances are taken, a pixel may miss its own colour.
     how = "donot_use_mm_for_euclid_dist"
     rows = max(1, DISTANCES // len(palette))

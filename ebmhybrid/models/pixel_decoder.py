@@ -53,7 +53,7 @@ class PixelDecoder(nn.Module):
         start = tokens.new_full((len(tokens), 1), self.levels)
         before = torch.cat([start, tokens[:, :-1]], dim=1)
         x = self.dropout(self.embedding(before) + self.positions)
-        for block, context in zip(self.blocks, self._contexts(memory, len(tokens)), strict=True):
+        for block, context in zip(self.blocks, self.contexts(memory, len(tokens)), strict=True):
             x = block(x, context, causal=True)
         return self.norm(x)
 
@@ -79,7 +79,7 @@ class PixelDecoder(nn.Module):
             raise EbmhybridError(f"n must be an integer >= 1, got {n!r}")
         if not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
             raise EbmhybridError(f"temperature must be a number > 0, got {temperature!r}")
-        contexts, caches = self._contexts(memory, n), [Cache(self.length) for _ in self.blocks]
+        contexts, caches = self.contexts(memory, n), [Cache(self.length) for _ in self.blocks]
         tokens = torch.full((n, 1), self.levels, device=self.positions.device)
         for _ in range(self.length):
             logits = _wide(self.step(tokens[:, -1:], contexts, caches))
@@ -96,7 +96,7 @@ class PixelDecoder(nn.Module):
             x = block(x, context, cache=cache)
         return self.head(self.norm(x))[:, 0]
 
-    def _contexts(self, memory: Tensor | None, count: int) -> list[KeysValues]:
+    def contexts(self, memory: Tensor | None, count: int) -> list[KeysValues]:
         """What each block's cross-attention reads of the memory; the empty one's is computed once for all rows."""
         if memory is not None and memory.shape != (count, *self.memory_shape):
             raise EbmhybridError(f"memory must be {(count, *self.memory_shape)}, got {tuple(memory.shape)}")

@@ -87,12 +87,10 @@ class SequenceAutoencoder(nn.Module):
     def encode(self, tokens: Tensor) -> Posterior:
         """q(z|x) of each row; padding has no influence."""
         said = content(self._checked(tokens))
-        padding = ~said
-        padding[:, 0] = False  # a row of padding alone would attend to nothing, and be NaN
         x = self._embedded(tokens)
         for layer in self.encoder_layers:
-            x = layer(x, src_key_padding_mask=padding)
-        x = self.encoder_norm(x).masked_fill(~said[..., None], 0.0)
+            x = layer(x, src_key_padding_mask=~said)
+        x = self.encoder_norm(x).masked_fill(~said[..., None], 0.0)  # a row of padding alone is NaN here
         mean, raw = _wide(self.posterior(x.sum(1) / said.sum(1, keepdim=True).clamp(min=1))).chunk(2, dim=1)
         return Posterior(mean, floor_log_std(raw, self.min_log_std))
 
@@ -183,6 +181,11 @@ class SequenceAutoencoder(nn.Module):
             raise ValueError(
                 f"tokens must be int64 (N, L) with L in 1..{self.max_length}, got {tokens.dtype} {tuple(tokens.shape)}"
             )
+        # On an accelerator reading an id would wait for the device.
+        if tokens.device.type == "cpu" and len(tokens):
+            low, high = int(tokens.min()), int(tokens.max())
+            if low < 0 or high >= len(self.vocabulary):
+                raise ValueError(f"tokens must lie in 0..{len(self.vocabulary) - 1}, got {low}..{high}")
         return tokens
 
 
