@@ -18,7 +18,6 @@ from .plots_points import MARKERS, Point, draw_points, points_figure
 if TYPE_CHECKING:
     from .representation_result import RepresentationResult
 
-MOST_SAMPLES = 100
 Points = tuple[list[str], dict[str, list[Point | None]]]
 Draw = Callable[[Axes, "RepresentationResult"], None]
 
@@ -102,7 +101,7 @@ def draw_reconstructions(axes: Axes, result: RepresentationResult) -> None:
 def draw_samples(axes: Axes, result: RepresentationResult) -> None:
     """A grid of the first samples."""
     assert result.samples is not None
-    shown = result.samples[:MOST_SAMPLES]
+    shown = result.samples
     draw_images(axes, [shown[i : i + PER_ROW] for i in range(0, len(shown), PER_ROW)], title="samples")
 
 
@@ -133,7 +132,7 @@ def _height(name: str, result: RepresentationResult) -> float:
     if name == "reconstructions" and result.pairs is not None:
         return 0.5 + 2 * -(-result.pairs.shape[1] // PAIRS) * PANEL[0] / (PAIRS + 1)
     if name == "samples" and result.samples is not None:
-        return 0.5 + -(-min(len(result.samples), MOST_SAMPLES) // PER_ROW) * PANEL[0] / (PER_ROW + 1)
+        return 0.5 + -(-len(result.samples) // PER_ROW) * PANEL[0] / (PER_ROW + 1)
     return PANEL[1]
 
 

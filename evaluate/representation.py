@@ -38,6 +38,7 @@ from .results import SuiteResult, package_versions
 
 __all__ = ["RepresentationResult", "evaluate_representation", "of_representation"]
 Targets = tuple[Any, Any]
+_MOST_SAMPLES = 100
 
 
 def evaluate_representation(
@@ -72,7 +73,7 @@ def evaluate_representation(
             sets' own `.targets` where both have them.
         log_likelihood: inputs -> (N,), nats; low for OOD.
         reconstruct: images -> images in [0, 1].
-        samples: (M, C, H, W) in [0, 1], for a picture.
+        samples: (M, C, H, W) in [0, 1], for a picture of the first 100.
         bits: log-likelihoods (N,) -> bits per dimension (N,), or None where there are none.
         corruptions: whether to measure the linear probes on corrupted test images too.
         few_labels: whether to measure the linear probe with few labels of each class.
@@ -118,7 +119,7 @@ def evaluate_representation(
     notes += [f"no probes of classes: {_ONE_CLASS}"] if not probes else []
     notes += [f"the linear probe of {name} did not converge" for name, probe in probes.items() if not probe.converged]
     about = {"sets": seen.described(), "representations": seen.widths, "train_limit": train_limit, "seed": seed}
-    pictures = None if samples is None else samples.detach().cpu().float().numpy()
+    pictures = None if samples is None else samples[:_MOST_SAMPLES].detach().cpu().float().numpy()
     return RepresentationResult(tuple(rows), about, tuple(notes), scores, seen.test.pairs, pictures)
 
 

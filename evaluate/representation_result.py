@@ -37,7 +37,7 @@ class RepresentationResult:
         notes: what a reader of the figures has to know.
         scores: scores of OOD detection, "<representation> <score>" on every set; None without OOD sets.
         pairs: (2, K, C, H, W), test images and their reconstructions.
-        samples: (M, C, H, W).
+        samples: (M, C, H, W), at most 100.
     """
 
     rows: tuple[Row, ...]

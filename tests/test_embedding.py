@@ -256,7 +256,6 @@ def test_a_hugging_face_model(hugging_face, name) -> None:
     embed = partial(informative_embedding, encoder, decoder)
     for given in (IDS, {"input_ids": IDS, "attention_mask": kept.long()}, (IDS, kept.long())):
         assert close(embed(given), expected)
-    assert close(embed({"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}, mask=kept), expected, 1) is True
     assert close(embed(IDS[1:, :2]), expected[1:], 1e-5)
     assert close(embed(nn.functional.pad(IDS, (0, 3), value=1)), expected, 1e-5)
     z = out.encoder_last_hidden_state
@@ -440,9 +439,16 @@ def test_what_cannot_teach_a_decoder_of_token_ids(hugging_face) -> None:
 
 
 def test_a_call_leaves_the_callers_arguments_alone() -> None:
-    given = {"src": torch.rand(1, 2, 8)}
-    call_of(torch_transformer().encoder, given, torch.tensor([[True, False]]))
+    encoder, given, mask = torch_transformer().encoder, {"src": torch.rand(1, 2, 8)}, torch.tensor([[True, False]])
+    call = call_of(encoder, given, mask)
     assert list(given) == ["src"]
+    assert call.kwargs["src_key_padding_mask"].tolist() == [[False, True]]
+    # A mask among the arguments stays what the model sees; the one given says what is pooled.
+    given["src_key_padding_mask"] = torch.zeros(1, 2, dtype=torch.bool)
+    call = call_of(encoder, given, mask)
+    assert call.kwargs["src_key_padding_mask"] is given["src_key_padding_mask"]
+    assert call.mask is not None
+    assert call.mask.tolist() == [[True, False]]
 
 
 def test_the_examples_of_the_page_run() -> None:

@@ -40,8 +40,8 @@ from ebmhybrid.evaluate.files import dumps
 from ebmhybrid.evaluate.ood import auroc, fpr95_id_positive, fpr95_ood_positive
 from ebmhybrid.evaluate.plots_representation import figures_for
 from ebmhybrid.evaluate.probes import C_GRID, Standardiser, linear_probe
-from ebmhybrid.evaluate.probes_few_labels import few_label_curve, shuffled
-from ebmhybrid.evaluate.probes_neighbours import knn_probe
+from ebmhybrid.evaluate.probes_few_labels import DRAWS, PER_CLASS, few_label_curve, shuffled
+from ebmhybrid.evaluate.probes_neighbours import NEIGHBOURS, knn_probe
 from ebmhybrid.evaluate.probes_ridge import ridge_probe
 from ebmhybrid.evaluate.representation_features import Models, encoded
 from ebmhybrid.evaluate.representation_result import RepresentationResult
@@ -975,3 +975,19 @@ def test_snippets_of_the_document_run(tmp_path: Path, monkeypatch: pytest.Monkey
         exec(snippet, names)
     assert (tmp_path / "probe" / "report.html").is_file()
     assert "linear probe, pixels" in capsys.readouterr().out
+
+
+def test_the_document_has_every_option_of_the_command() -> None:
+    from ebmhybrid.cli_probe import probe
+
+    page = (Path(__file__).parent.parent / "docs" / "probe.md").read_text()
+    told = set(re.findall(r"`(--[a-z-]+)", page.partition("| option |")[2]))
+    assert told == {name for option in probe.params for name in (*option.opts, *option.secondary_opts)} - {"run"}
+
+
+def test_the_document_tells_the_grids() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "probe.md").read_text()
+    assert C_GRID == (0.001, 0.01, 0.1, 1, 10)
+    assert "0.001, 0.01, 0.1, 1 and 10" in page
+    assert probes.ALPHA_GRID == (0.01, 0.1, 1, 10, 100, 1000, 10000)
+    assert (NEIGHBOURS, PER_CLASS, DRAWS) == ((1, 5, 20), (1, 2, 5, 10, 50, 100), 5)

@@ -300,6 +300,18 @@ def test_likelihoods_and_codes_are_wide_under_autocast() -> None:
     sum(part.sum() for part in codes).backward()
 
 
+def test_draws_are_as_fine_under_autocast() -> None:
+    """With logits that both precisions hold exactly, the same noise must draw the same tokens."""
+    model = small()
+    with torch.no_grad():
+        model.output.weight.zero_()
+        model.output.bias.copy_(torch.tensor([-3.0, 0.5, 1.0, 1.5, 1.0]))
+    z = torch.zeros(300, 4)
+    wide = model.generate(z, torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(model.generate(z, torch.Generator().manual_seed(0)), wide)
+
+
 def test_dropout_is_on_in_training_alone() -> None:
     model = small(dropout=0.5)
     tokens = model.tokens(LINES)

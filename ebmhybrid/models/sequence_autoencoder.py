@@ -116,7 +116,7 @@ class SequenceAutoencoder(nn.Module):
 
         A row without an end token has the probability of all sequences that begin so.
         """
-        logits = _wide(self.decode(z, tokens))
+        logits = self.decode(z, tokens)  # of which autocast takes the cross-entropy in float32
         targets = tokens.masked_fill(~content(tokens), PADDING)
         nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=PADDING, reduction="none")
         return -nll.view(tokens.shape).sum(1)
