@@ -3,6 +3,7 @@
     python -m benchmarks.representation objectives                # 7 objectives x 5 seeds on digits
     python -m benchmarks.representation batch --seeds 3           # 4 objectives x 8 batch sizes
     python -m benchmarks.representation temperature --seeds 3
+    python -m benchmarks.representation floor --seeds 3
     python -m benchmarks.representation latent --seeds 3
     python -m benchmarks.representation gcrl                      # with and without each of its losses
     python -m benchmarks.representation objectives --recipe fashion_mnist_cmim --set training.epochs=3
@@ -27,6 +28,7 @@ from ebmhybrid.probing import offered
 from ebmhybrid.runs import open_run, splits_of
 
 Settings = dict[str, list[str]]
+_PLAIN = {ord(" "): "_", ord("="): None, ord(">"): None}  # of a folder's name
 
 _OBJECTIVES = {
     "VAE": ("vae", "none", 1),
@@ -49,7 +51,7 @@ def objective(name: str) -> list[str]:
 def batches() -> Settings:
     """Equally many steps whatever the batch size; MIM, whose terms do not look at the batch, is the control."""
     return {
-        f"{name}, B = {size}": [*objective(name), f"training.batch_size={size}", "training.max_steps=1500"]
+        f"{name}, B = {size}": [*objective(name), f"training.batch_size={size}", "training.max_steps=500"]
         for name in ("MIM", "cMIM", "InfoNCE+MIM", "InfoNCE")
         for size in (2, 4, 8, 16, 32, 64, 128, 256)
     }
@@ -59,11 +61,20 @@ def temperatures() -> Settings:
     return {f"cMIM, t = {t}": [f"objective.latent.temperature={t}"] for t in (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)}
 
 
+def floors() -> Settings:
+    """Below log sigma = -4 codes are as good as deterministic; above, noise is left in them."""
+    return {
+        f"{name}, log sigma >= {floor}": [*objective(name), f"model.options.min_log_std={floor}"]
+        for name in ("MIM", "cMIM")
+        for floor in (-4, -2, -1)
+    }
+
+
 def latents() -> Settings:
     return {
         f"{name}, D = {size}": [*objective(name), f"model.options.latent={size}"]
         for name in ("VAE", "MIM", "cMIM")
-        for size in (2, 4, 8, 16, 32, 64)
+        for size in (2, 4, 16, 64)
     }
 
 
@@ -76,8 +87,9 @@ GCRL: Settings = {
 # Table -> recipe that is changed, settings, changes to all of them
 TABLES: dict[str, tuple[str, Settings, list[str]]] = {
     "objectives": ("digits_cmim", {name: objective(name) for name in _OBJECTIVES}, []),
-    "batch": ("digits_cmim", batches(), ["training.epochs=1500"]),
+    "batch": ("digits_cmim", batches(), ["training.epochs=500"]),
     "temperature": ("digits_cmim", temperatures(), []),
+    "floor": ("digits_cmim", floors(), []),
     "latent": ("digits_cmim", latents(), []),
     "gcrl": ("digits_gcrl", GCRL, ["data.train=digits:0-6", "evaluation.ood=[digits:7-9, photos, noise]"]),
 }
@@ -182,7 +194,7 @@ def main() -> None:
     for seed in range(args.seeds):
         for name in args.rows or settings:
             changes = [*common, *args.changes, *settings[name], f"seed={seed}"]
-            place = Path(args.runs) / recipe / args.table / f"{name}, seed {seed}".replace(" ", "_").replace("=", "")
+            place = Path(args.runs) / recipe / args.table / f"{name}, seed {seed}".translate(_PLAIN)
             trained(recipe, changes, place)
             found = {} if args.train_only else figures(place, args.corruptions)
             rows.setdefault(name, []).append(found)

@@ -144,7 +144,8 @@ def probe_run(
         device=opened.device,
     )
     found = of_representation(result, opened.context(), offer.notes)
-    asked = {"ood": list(strangers), "corruptions": corruptions, "limit": limit, "train_limit": train_limit}
+    # Not `limit`, which a report takes for that of every set.
+    asked = {"ood": list(strangers), "corruptions": corruptions, "test_limit": limit, "train_limit": train_limit}
     return replace(found, settings={**found.settings, **asked})
 
 

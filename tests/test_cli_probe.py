@@ -109,7 +109,7 @@ def test_json_is_all_of_stdout_and_options_are_heard(folder, tmp_path) -> None:
     assert result.exit_code == 0, result.output
     printed = json.loads(result.stdout)
     assert printed == json.loads((tmp_path / "a" / "results.json").read_text())
-    asked = {"ood": ["digits:7-9", "noise"], "corruptions": False, "limit": 10, "train_limit": 9, "seed": 3}
+    asked = {"ood": ["digits:7-9", "noise"], "corruptions": False, "test_limit": 10, "train_limit": 9, "seed": 3}
     assert printed["settings"].items() >= asked.items()
     assert {(one["role"], one["n"]) for one in printed["sets"]} == {
         ("test", 10),

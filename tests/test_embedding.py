@@ -398,7 +398,8 @@ def wrong(message: str, encoder, decoder, x, **options):
 
 
 def test_wrong_input_is_said_with_its_value() -> None:
-    model, x = nn.Sequential(OrderedDict(first=nn.Linear(3, 3), second=nn.Linear(3, 3))), torch.rand(2, 3)
+    model = nn.Sequential(OrderedDict(first=nn.Linear(3, 3), second=nn.Sequential(nn.Linear(3, 3))))
+    x = torch.rand(2, 3)
     same, seq = nn.Identity(), torch.rand(2, 4, 3)
     wrong("pool = 'maen': did you mean 'mean'", same, model, x, pool="maen")
     wrong(r"pool = 3: valid: last, max, mean, none, or a function", same, model, x, pool=3)

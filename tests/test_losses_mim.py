@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -586,7 +587,9 @@ LOSSES = ("cmim", "infonce", "infonce itself")
 def one_of_two(rank: int, folder: str) -> None:
     """What each of two processes does: a loss and gradient of its half, and a batch of another size."""
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=timedelta(minutes=2)
+    )
     half = slice(rank * ROWS // 2, (rank + 1) * ROWS // 2)
     found = {}
     for name in LOSSES:

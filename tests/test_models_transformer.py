@@ -307,6 +307,19 @@ def test_dropout_is_of_training_alone() -> None:
     assert torch.equal(plain.features(images), plain.features(images))
 
 
+def test_dropout_is_on_the_embeddings_and_on_each_part_of_a_block() -> None:
+    """Where all is dropped, a block leaves its input as it is, and nothing of the image or of the tokens is left."""
+    block, x = Block(8, 2, dropout=1.0, cross=True), torch.rand(3, 5, 8)
+    assert torch.equal(block(x, block.cross.keys_values(torch.rand(3, 2, 8)), causal=True), x)
+    model = tiny(dropout=0.5).train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 1.0
+    images = random_images(model)
+    assert torch.equal(model.encode(images), model.norm.bias.expand(3, 4, 8))
+    assert torch.equal(model.hidden(model.tokens(images)), model.decoder.norm.bias.expand(3, 4, 8))
+
+
 def test_training_on_digits_lowers_both_losses() -> None:
     digits = load_set("digits").images[:256].float() / 255
     torch.manual_seed(0)
