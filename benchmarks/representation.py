@@ -51,7 +51,12 @@ def objective(name: str) -> list[str]:
 def batches() -> Settings:
     """Equally many steps whatever the batch size; MIM, whose terms do not look at the batch, is the control."""
     return {
-        f"{name}, B = {size}": [*objective(name), f"training.batch_size={size}", "training.max_steps=500"]
+        f"{name}, B = {size}": [
+            *objective(name),
+            f"training.batch_size={size}",
+            "training.max_steps=500",
+            "training.epochs=500",
+        ]
         for name in ("MIM", "cMIM", "InfoNCE+MIM", "InfoNCE")
         for size in (2, 4, 8, 16, 32, 64, 128, 256)
     }
@@ -62,7 +67,7 @@ def temperatures() -> Settings:
 
 
 def floors() -> Settings:
-    """Below log sigma = -4 codes are as good as deterministic; above, noise is left in them."""
+    """The recipe's floor is -6; each higher one leaves more noise in the codes."""
     return {
         f"{name}, log sigma >= {floor}": [*objective(name), f"model.options.min_log_std={floor}"]
         for name in ("MIM", "cMIM")
@@ -84,10 +89,10 @@ GCRL: Settings = {
     "contrastive only": ["objective.gcrl.generative_weight=0"],
 }
 
-# Table -> recipe that is changed, settings, changes to all of them
+# Table -> recipe that is changed, settings, changes to all of them where it is that recipe
 TABLES: dict[str, tuple[str, Settings, list[str]]] = {
     "objectives": ("digits_cmim", {name: objective(name) for name in _OBJECTIVES}, []),
-    "batch": ("digits_cmim", batches(), ["training.epochs=500"]),
+    "batch": ("digits_cmim", batches(), []),
     "temperature": ("digits_cmim", temperatures(), []),
     "floor": ("digits_cmim", floors(), []),
     "latent": ("digits_cmim", latents(), []),
@@ -95,28 +100,39 @@ TABLES: dict[str, tuple[str, Settings, list[str]]] = {
 }
 
 
-def trained(recipe: str, changes: list[str], folder: Path) -> Path:
-    """The run in `folder`, trained to its end unless it was before."""
-    begun = (folder / "checkpoints" / "last.state.pt").is_file()
-    run = (
-        eh.train(resume=folder, progress=False)
-        if begun
-        else eh.train(eh.load_recipe(recipe, changes), folder, progress=False)
-    )
+WHOLE = ("objectives", "gcrl")  # tables of all representations; the others are of the mean codes
+
+
+def trained(recipe: str, changes: list[str], folder: Path, data_dir: str) -> Path:
+    """The run in `folder`, trained to its end unless it was before; one of another recipe is no run of the table."""
+    wanted = eh.load_recipe(recipe, changes)
+    if (folder / "checkpoints" / "last.state.pt").is_file():
+        if eh.load_recipe(folder / "config.yaml") != wanted:
+            sys.exit(f"{folder}: was trained by other settings; name another --runs folder, or delete it")
+        run = eh.train(resume=folder, data_dir=data_dir, progress=False)
+    else:
+        run = eh.train(wanted, folder, data_dir=data_dir, progress=False)
     if run.signal:
         sys.exit(128 + run.signal)
     return folder
 
 
-def figures(run: Path, corruptions: bool) -> dict[str, float]:
-    """The probes of a run's representations, fitted on at most 10,000 images, and what else is measured of it."""
+def figures(run: Path, corruptions: bool = False, data_dir: str = "data", every: bool = True) -> dict[str, float]:
+    """The probes of a run's representations, fitted on at most 10,000 images, and what else is measured of it.
+
+    Without `every` only the mean codes are probed.
+    """
     opened = open_run(run, "cpu")
     recipe = opened.recipe
-    splits = splits_of(recipe, opened.weights, "data", True)
+    splits = splits_of(recipe, opened.weights, data_dir, True)
     offer = offered(opened, recipe.seed)
-    source = opened.source("data", True)
+    source = opened.source(data_dir, True)
     result = evaluate_representation(
-        {name: encoder for name, encoder in offer.representations.items() if name != "pixels"},
+        {
+            name: encoder
+            for name, encoder in offer.representations.items()
+            if name != "pixels" and (every or name == "mean")
+        },
         splits.train,
         splits.test,
         validation=splits.validation,
@@ -184,19 +200,21 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", dest="changes")
     parser.add_argument("--runs", default="runs/representation", metavar="DIR")
+    parser.add_argument("--data-dir", default="data", metavar="DIR")
     parser.add_argument("--train-only", action="store_true", help="keep the runs, and measure them another time")
     parser.add_argument("--corruptions", action="store_true", help="measure on corrupted images too")
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
-    recipe, settings, common = TABLES[args.table]
-    recipe = args.recipe or recipe
+    own, settings, common = TABLES[args.table]
+    recipe = args.recipe or own
+    common = common if recipe == own else []  # they are of its data
     rows: dict[str, list[dict[str, float]]] = {}
     for seed in range(args.seeds):
         for name in args.rows or settings:
             changes = [*common, *args.changes, *settings[name], f"seed={seed}"]
             place = Path(args.runs) / recipe / args.table / f"{name}, seed {seed}".translate(_PLAIN)
-            trained(recipe, changes, place)
-            found = {} if args.train_only else figures(place, args.corruptions)
+            trained(recipe, changes, place, args.data_dir)
+            found = {} if args.train_only else figures(place, args.corruptions, args.data_dir, args.table in WHOLE)
             rows.setdefault(name, []).append(found)
             print(place, {key: round(value, 4) for key, value in found.items()}, flush=True)
             if args.json:

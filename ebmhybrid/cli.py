@@ -111,7 +111,7 @@ main.add_command(probe)
 def compare(runs: tuple[str, ...], out: str | None) -> None:
     """Compare evaluations: the same figures side by side, as a table and a page.
 
-    RUN is a run directory, which stands for its newest evaluation, an evaluation's folder, or its results.json.
+    RUN is a run directory, which stands for its newest evaluation or probe, the folder of one, or its results.json.
     """
     if "" in runs:
         raise click.UsageError("RUN is empty")

@@ -77,7 +77,7 @@ def informative_embedding(
     if concat_latent and pool == "none":
         raise EbmhybridError("concat_latent needs pooled features, got pool = 'none'")
     if layer is None and getattr(decoder, "__name__", None) in ("decode", "logits"):
-        decoder = getattr(owner(decoder), "hidden", decoder)
+        decoder = _before_projection(decoder)
     with torch.no_grad(), ExitStack() as modes:
         for function in (encoder, decoder):
             modes.enter_context(evaluating(owner(function) or function))
@@ -91,6 +91,13 @@ def informative_embedding(
             fits = source.mask is not None and source.mask.shape == code.shape[:2]
             features = torch.cat([features, pooled(code, source.mask if fits else None, pool).to(features)], dim=1)
     return at_least_float32(features)
+
+
+def _before_projection(decoder: Callable[..., Any]) -> Callable[..., Any]:
+    """The method `hidden` of the model that `decode` belongs to; a layer or a number of that name is none."""
+    model = owner(decoder)
+    is_method = callable(getattr(type(model), "hidden", None))
+    return model.hidden if is_method else decoder  # type: ignore[union-attr, return-value]
 
 
 def hidden_states(decoder: Callable[..., Any], call: Call, layer: str | nn.Module | None) -> Tensor:

@@ -1,91 +1,25 @@
-"""From a run to its probe: the representations that its model offers, and what else of it can be measured."""
+"""From a run to its probe: its data, what its model offers, and the result to keep."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn.functional import one_hot
+from torch import nn
 
 from ebmhybrid.data.text import load_text
 from ebmhybrid.data.tokens import TokenSet
-from ebmhybrid.embedding import informative_embedding
 from ebmhybrid.errors import UsageError
 from ebmhybrid.eval_sets import load_strangers
-from ebmhybrid.evaluate.features import captured, given_by
 from ebmhybrid.evaluate.representation import evaluate_representation, of_representation
-from ebmhybrid.models.autoencoder import Autoencoder
-from ebmhybrid.models.image_transformer import ImageTransformer
-from ebmhybrid.models.sequence_autoencoder import SequenceAutoencoder
-from ebmhybrid.runs import OpenedRun, open_run, splits_of
+from ebmhybrid.offers import offered
+from ebmhybrid.runs import open_run, splits_of
 
 if TYPE_CHECKING:
     from ebmhybrid.evaluate.results import SuiteResult
     from ebmhybrid.evaluate.suite import Progress
-
-Encode = Callable[[Any, Tensor], Tensor]
-SAMPLES = 100
-# An image is drawn token by token; from 32x32 pixels on a test set would take hours on a CPU.
-DRAWN_TOKENS = 256
-
-
-class Representation(nn.Module):
-    """One of a model's representations as a module of its own, from inputs to (N, D)."""
-
-    def __init__(self, model: nn.Module, encode: Encode) -> None:
-        super().__init__()
-        self.model, self.encode = model, encode
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.encode(self.model, x)
-
-
-def representations_of(model: nn.Module) -> dict[str, nn.Module]:
-    """A model's representations by name, each a module from images, or token sequences, to (N, D).
-
-    Autoencoders have `mean` (of q(z|x)), `informative` (:func:`ebmhybrid.embedding.informative_embedding`) and
-    `informative+mean`; image transformers `pooled`, `projection` and `informative`; classifiers `features`, what their
-    last linear layer is given. A baseline stands beside them: `pixels`, or `counts`, how often each token occurs.
-
-    >>> list(representations_of(Autoencoder(latent=4, width=16)))
-    ['mean', 'informative', 'informative+mean', 'pixels']
-    """
-    baseline: dict[str, Encode] = {"pixels": lambda own, x: x.flatten(1)}
-    if isinstance(model, ImageTransformer):
-        encoders: dict[str, Encode] = {
-            "pooled": lambda own, x: own.features(x),
-            "projection": lambda own, x: own.project(own.features(x)),
-            "informative": lambda own, x: informative_embedding(own.encode, own.logits, x),
-        }
-    elif isinstance(model, (Autoencoder, SequenceAutoencoder)):
-        encoders = {
-            "mean": lambda own, x: own.encode(x).mean,
-            "informative": lambda own, x: informative_embedding(own.encode, own.decode, x),
-            "informative+mean": lambda own, x: informative_embedding(own.encode, own.decode, x, concat_latent=True),
-        }
-        if isinstance(model, SequenceAutoencoder):
-            baseline = {"counts": _counts}
-    elif hasattr(model, "features"):
-        encoders = {"features": lambda own, x: own.features(x)}
-    else:
-        encoders = {"features": _before_head} if given_by(model) else {}
-    return {name: Representation(model, encode) for name, encode in (encoders | baseline).items()}
-
-
-def _counts(model: SequenceAutoencoder, tokens: Tensor) -> Tensor:
-    return one_hot(tokens, len(model.vocabulary)).sum(1)[:, 1:].float()  # without the padding, which is 0
-
-
-def _before_head(model: nn.Module, images: Tensor) -> Tensor:
-    with captured(model) as kept:
-        model(images)
-    return kept[0]
 
 
 def probe_run(
@@ -126,7 +60,7 @@ def probe_run(
         source = opened.source(data_dir, download)
         strangers = dict(load_strangers(names, recipe.data.test or recipe.data.train, source).sets)
     batch_size = recipe.evaluation.batch_size
-    offer = offered(opened, seed)
+    offer = offered(opened, seed, splits.train)
     result = evaluate_representation(
         offer.representations,
         _some(splits.train, None, batch_size),
@@ -161,8 +95,12 @@ class Offer:
     notes: tuple[str, ...] = ()
 
 
-def offered(opened: OpenedRun, seed: int) -> Offer:
-    """What a run's model offers: of parts that its objective did not train, nothing but a note."""
+def offered(opened: OpenedRun, seed: int, train: ImageSet | TokenSet | None = None) -> Offer:
+    """What a run's model offers: of parts that its objective did not train, nothing but a note.
+
+    A MIM's codes do not fill the prior: with training images at hand its samples are decoded from a normal distribution
+    fitted to the means of their codes.
+    """
     model, terms = opened.model, opened.recipe.objective
     encoders = representations_of(model)
     generator = torch.Generator().manual_seed(seed)
@@ -183,7 +121,7 @@ def offered(opened: OpenedRun, seed: int) -> Offer:
         found = model.likelihood.bits_per_dimension(torch.as_tensor(log_prob), math.prod(model.image_shape))
         return None if found.isnan().all() else found
 
-    return Offer(
+    offer = Offer(
         encoders,
         Representation(model, _given_mean),
         Representation(model, lambda own, images: own.mean_image(own.encode(images).mean)),
@@ -191,6 +129,22 @@ def offered(opened: OpenedRun, seed: int) -> Offer:
         bits,
         (_GIVEN_MEAN,),
     )
+    if train is None or terms.latent is None or terms.latent.generative != "mim":
+        return offer
+    note = f"samples are decoded from a normal distribution fitted to the codes of {min(FITTED, len(train))} training images"
+    images = as_input(train.take(FITTED).images)
+    return replace(offer, samples=partial(_from_codes, model, images, generator), notes=(*offer.notes, note))
+
+
+@torch.no_grad()
+def _from_codes(model: Autoencoder, images: Tensor, generator: torch.Generator) -> Tensor:
+    means = model.encode(images.to(model.output.weight)).mean.double()
+    covariance = torch.cov(means.T).reshape(model.latent, model.latent)
+    # Directions in which no code varies leave no Cholesky factor; the symmetric root always is there.
+    values, vectors = torch.linalg.eigh(covariance)
+    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    noise = torch.randn(SAMPLES, model.latent, generator=generator, dtype=torch.float64).to(means.device)
+    return model.mean_image((means.mean(0) + noise @ root).to(model.output.weight))
 
 
 _GIVEN_MEAN = "log_likelihood is log p(x|z) at the mean of q(z|x), which is no likelihood of x"

@@ -71,7 +71,15 @@ class Data(Locked):
     split_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     channels: Literal[1, 3] | None = None
     image_size: Annotated[int, Field(ge=8, le=512)] | None = None
+    # Of text:PATH, in tokens with the end token: longer lines are dropped, since all rows are padded to the longest
+    max_length: Annotated[int, Field(ge=2, le=2**20)] = 512
     augment: Augment = Augment()
+
+    @model_validator(mode="after")
+    def _length_is_of_text(self) -> Data:
+        if "max_length" in changed_fields(self) and not self.train.startswith("text:"):
+            raise ValueError(f"max_length: is for text:PATH, not for {self.train}")
+        return self
 
 
 class Reference(Locked):
@@ -228,26 +236,43 @@ class Recipe(Locked):
         return self
 
     def _codes_fit(self) -> None:
-        name, term = self.model.name, "gcrl" if self.objective.gcrl is not None else "latent"
-        wanted = {"latent": ("autoencoder", "sequence_autoencoder"), "gcrl": ("image_transformer",)}
-        if self.objective.learns_codes != self.model.learns_codes or (
-            self.objective.learns_codes and name not in wanted[term]
-        ):
-            if self.objective.learns_codes:
-                raise ValueError(f"objective.{term} needs model.name {' or '.join(wanted[term])}, got {name}")
-            needed = next(term for term, names in wanted.items() if name in names)
-            raise ValueError(f"model.name={name} has no classes to tell apart: its objective is objective.{needed}")
+        name, latent, training = self.model.name, self.objective.latent, self.training
+        needed = {"latent": ("autoencoder", "sequence_autoencoder"), "gcrl": ("image_transformer",)}
+        for term, models in needed.items():
+            if getattr(self.objective, term) is not None and name not in models:
+                raise ValueError(f"objective.{term} needs model.name {' or '.join(models)}, got {name}")
+            if getattr(self.objective, term) is None and name in models:
+                raise ValueError(f"model.name={name} has no classes to tell apart: its objective is objective.{term}")
         is_text = self.data.train.startswith("text:")
         if is_text != (name == "sequence_autoencoder"):
             raise ValueError(
                 f"text:PATH and model.name=sequence_autoencoder go together, got {self.data.train} and {name}"
             )
-        if is_text and (
-            changed_fields(self.data.augment) or (self.objective.latent and self.objective.latent.views == 2)
-        ):
-            raise ValueError("data.augment and objective.latent.views = 2 are for images, not for text:PATH")
+        if is_text:
+            self._has_nothing_of_images()
         if self.objective.learns_codes and (self.optimizer.sam_rho or self.data.augment.mixup_alpha):
-            raise ValueError(f"objective.{term} does not go with optimizer.sam_rho or mixup")
+            raise ValueError("an encoder-decoder does not go with optimizer.sam_rho or mixup")
+        if training.compile and latent is not None and latent.generative == "none":
+            raise ValueError(
+                "training.compile compiles the whole network, and objective.latent.generative=none decodes nothing"
+            )
+
+    def _has_nothing_of_images(self) -> None:
+        latent = self.objective.latent
+        given = {
+            "data.augment": changed_fields(self.data.augment),
+            "data.image_size": self.data.image_size,
+            "data.channels": self.data.channels,
+            "model.mean": self.model.mean,
+            "model.std": self.model.std,
+            "training.channels_last": self.training.channels_last,
+            "evaluation.corruptions": self.evaluation.corruptions,
+            "objective.latent.views = 2": latent is not None and latent.views == 2,
+        }
+        if foreign := [key for key, value in given.items() if value]:
+            raise ValueError(f"{foreign[0]}: is for images, not for text:PATH")
+        if strangers := [name for name in self.evaluation.ood if not name.startswith("text:")]:
+            raise ValueError(f"evaluation.ood = {strangers[0]}: OOD sets of text are text:PATH")
 
     def _sampling_fits(self, jem: JEMTerm) -> None:
         if jem.inner_steps and self.model.name != "wide_resnet":

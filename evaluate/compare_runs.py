@@ -100,8 +100,8 @@ def compare_results(paths: Sequence[str | Path]) -> Comparison:
     """Read evaluations that were saved and put them side by side.
 
     Arguments:
-        paths: two or more; each a results.json, the folder of an evaluation, or a run directory, whose newest
-            evaluation is taken.
+        paths: two or more; each a results.json, the folder of an evaluation or a probe, or a run directory, which stands
+            for the newest of both in it.
 
     Raises:
         UsageError: fewer than two, or one twice.
@@ -130,9 +130,12 @@ def _find(path: Path) -> Path:
         return path
     if (path / "results.json").is_file():
         return path / "results.json"
-    found = list(path.glob("eval/*/results.json"))
+    found = [file for kind in ("eval", "probe") for file in path.glob(f"{kind}/*/results.json")]
     if not found:
-        raise EbmhybridError(f"{path}: no evaluation there, neither results.json nor eval/*/; run `ebmhybrid eval`")
+        raise EbmhybridError(
+            f"{path}: no evaluation there, neither results.json nor eval/*/ nor probe/*/; run `ebmhybrid eval`, or "
+            "`ebmhybrid probe` for an encoder-decoder"
+        )
     return max(found, key=lambda file: file.stat().st_mtime_ns)
 
 

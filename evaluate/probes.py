@@ -40,8 +40,9 @@ class Standardiser(NamedTuple):
         """The statistics of features (N, D), in float64."""
         rows = features.astype(np.float64)
         mean, spread = rows.mean(axis=0), rows.std(axis=0)
-        # rounding leaves a constant column a spread of its size times the machine's precision
-        constant = spread <= 1e-12 * np.abs(mean)
+        # rounding leaves a constant column a spread of its size times the precision it was computed in
+        single = features.dtype.itemsize < 8 and features.dtype.kind == "f"
+        constant = spread <= (1e-6 if single else 1e-12) * np.abs(mean)
         return cls(np.where(constant, rows[0], mean), np.where(constant, 1.0, spread))
 
     @classmethod

@@ -138,6 +138,7 @@ def test_c_is_the_one_that_does_best_on_validation_examples() -> None:
             merits[C] = float((logits.predictions == held[1]).mean()), -nll(logits.probabilities, held[1])
         probe = linear_probe(x, y, test, held)
         assert max(merits, key=lambda C: merits[C]) == probe.C
+        assert (linear_probe(x, y, test, held, grid=C_GRID[::-1]).logits == probe.logits).all()
         alone = linear_probe(x, y, test, held, grid=[probe.C])
         assert np.abs(probe.logits - alone.logits).max() < 1e-3  # started elsewhere, the same minimum
         chosen.add(probe.C)
@@ -260,9 +261,10 @@ def test_cosine_knows_directions_alone_and_a_copy_finds_itself() -> None:
 
 def test_nearest_neighbours_of_far_points_are_told_apart() -> None:
     """Differences of squares would lose them: at 1e8 the squares are 1e16, and a distance of 1 is rounding."""
-    train = np.array([[1e8, 0.0], [1e8 + 2, 0.0]])
-    found = knn_probe(train, np.array([0, 1]), np.array([[1e8 + 1.5, 0.0], [1e8 + 0.5, 0.0]]), 1, "euclidean")
-    assert found[1].tolist() == [1, 0]
+    train = np.array([[1e8, 0.0], [1e8 + 2, 0.0], [-3e8, 0.0]])  # which no centring brings near the origin
+    steps = np.array([0.1, 0.4, 0.6, 0.9, 1.1, 1.4, 1.6, 1.9])
+    found = knn_probe(train, np.array([0, 1, 2]), np.stack([1e8 + steps, 0 * steps], axis=1), 1, "euclidean")
+    assert found[1].tolist() == (steps > 1).tolist()
 
 
 # Ridge

@@ -623,6 +623,26 @@ def test_two_processes_have_the_value_and_gradient_of_one(tmp_path: Path) -> Non
     ]
 
 
+@pytest.mark.parametrize("gather", [False, True])
+@pytest.mark.parametrize("name", ["cvae", "cmim", "infonce", "infonce_mim"])
+def test_named_losses_gather_when_they_are_asked_to(name: str, gather: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if another process held twice these columns: they are what the rows are compared with."""
+
+    def with_others(rows: Tensor) -> tuple[Tensor, int]:
+        return torch.cat([rows, rows.flip(0), rows.flip(0)]), 0
+
+    monkeypatch.setattr("ebmhybrid.losses.code_contrast.gathered", with_others)
+    batch = random_batch()
+    function = {"cvae": cvae_loss, "cmim": cmim_loss, "infonce_mim": infonce_mim_loss}.get(name)
+    arguments = batch[:4]
+    if function is None:
+        function, arguments = infonce_loss, batch[3:4]
+    _, terms = function(*arguments, gather=gather, return_terms=True)
+    z = with_others(batch[3])[0] if gather else batch[3]
+    literal_log_prob = literal.cmim_log_prob if name.startswith("c") else lambda z, t: literal.infonce_log_prob(z, z, t)
+    torch.testing.assert_close(terms["contrast"], literal_log_prob(z, 0.1)[: len(batch[3])].mean())
+
+
 def test_without_other_processes_gathering_is_nothing() -> None:
     z = random_codes(4, 3)
     assert gathered(z) == (z, 0)

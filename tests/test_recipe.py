@@ -10,6 +10,17 @@ from ebmhybrid.schema import Recipe
 
 REQUIRED = {
     "cifar100_logitnorm",
+    "cifar10_cmim",
+    "cifar10_gcrl",
+    "digits_cmim",
+    "digits_gcrl",
+    "digits_infonce",
+    "digits_mim",
+    "digits_vae",
+    "fashion_mnist_cmim",
+    "fashion_mnist_gcrl",
+    "fashion_mnist_mim",
+    "text_cmim",
     "cifar100_supcon",
     "cifar10_hdge_jem",
     "cifar10_jem",

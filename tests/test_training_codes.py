@@ -46,7 +46,7 @@ def parts_of(name: str, *changes: str):
 )
 def test_a_recipe_trains_its_loss(name: str, terms: set[str]) -> None:
     """The step's loss is the named loss of what the network gave, and the weights move along its gradient."""
-    parts = parts_of(name)
+    parts = parts_of(name, "objective.latent.views=1", "data.augment={}")
     images, labels = parts.splits.train.images[:32].float() / 255, parts.splits.train.labels[:32]
     state = torch.get_rng_state()
     with torch.no_grad():
@@ -65,7 +65,7 @@ def test_a_recipe_trains_its_loss(name: str, terms: set[str]) -> None:
 
 
 def test_two_views_are_two_augmentations_and_the_second_is_the_positive() -> None:
-    parts = parts_of("digits_infonce", "objective.latent.views=2", "data.augment={pad: 1, noise_std: 0.05}")
+    parts = parts_of("digits_infonce")
     images = parts.splits.train.images[:8].float() / 255
     batch = encode.prepare(parts, parts.model, images, parts.splits.train.labels[:8])
     assert batch.other is not None
@@ -157,13 +157,17 @@ WRONG = [
     (
         "digits_gcrl",
         ["model={name: autoencoder}"],
-        "objective.gcrl needs model.name image_transformer, got autoencoder",
+        "its objective is objective.latent",
     ),
     ("digits_hdge", ["model={name: image_transformer}"], "its objective is objective.gcrl"),
     ("digits_cmim", ["optimizer.sam_rho=0.1"], "does not go with optimizer.sam_rho"),
     ("digits_cmim", ["data.augment.mixup_alpha=0.2"], "or mixup"),
     ("digits_cmim", ["data.train=text:x.txt"], "text:PATH and model.name=sequence_autoencoder go together"),
     ("digits_gcrl", ["objective.gcrl={weight: 0, generative_weight: 0}"], "nothing would be trained"),
+    ("digits_infonce", ["training.compile=true"], "decodes nothing"),
+    ("text_cmim", ["data.image_size=8"], "data.image_size: is for images, not for text:PATH"),
+    ("text_cmim", ["data.augment.pad=1"], "data.augment: is for images"),
+    ("text_cmim", ["training.channels_last=true"], "training.channels_last: is for images"),
     ("digits_cmim", ["objective.latent.contrast=cmin"], "contrast = 'cmin'"),
     ("digits_cmim", ["objective.latent.tau=1"], "objective.latent.temperature"),
     ("digits_cmim", ["model.options.in_channels=3"], "cannot stand there"),

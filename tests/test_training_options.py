@@ -11,9 +11,9 @@ from torch import nn
 
 import ebmhybrid as eh
 from ebmhybrid.training import build, engine
+from ebmhybrid.training.build import build_parts, load_data
 from ebmhybrid.training.checkpoint import load_state
 from ebmhybrid.training.log import RunLog
-from ebmhybrid.training.build import build_parts, load_data
 from ebmhybrid.training.setup import Parts
 
 CPU = torch.device("cpu")

@@ -12,8 +12,8 @@ import ebmhybrid as eh
 from ebmhybrid.errors import CheckpointError, DataError, RecipeError
 from ebmhybrid.losses.baselines import energy_margin_loss, logit_norm_loss, outlier_exposure_loss, supcon_loss
 from ebmhybrid.training import engine, step
-from ebmhybrid.training.checkpoint import load_state
 from ebmhybrid.training.build import build_parts, load_data, load_outliers
+from ebmhybrid.training.checkpoint import load_state
 
 SUPCON = ["training={epochs: 3, batch_size: 64}", "schedule={name: cosine}", "data.augment={pad: 1, noise_std: 0.1}"]
 

@@ -8,8 +8,8 @@ from torch import nn
 
 import ebmhybrid as eh
 from ebmhybrid.training import step
-from ebmhybrid.training.sam import ascent_direction, perturbed
 from ebmhybrid.training.build import build_parts, load_data
+from ebmhybrid.training.sam import ascent_direction, perturbed
 
 
 @pytest.mark.parametrize("adaptive", [False, True])

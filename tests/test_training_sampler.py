@@ -15,9 +15,9 @@ from ebmhybrid.losses.jem import jem_log_density
 from ebmhybrid.sampling import langevin_step, proximal_sgld
 from ebmhybrid.schema import Guard
 from ebmhybrid.training import engine, guard, step
+from ebmhybrid.training.build import build_parts, load_data
 from ebmhybrid.training.checkpoint import load_state, save_state
 from ebmhybrid.training.sampler import Sampler
-from ebmhybrid.training.build import build_parts, load_data
 from ebmhybrid.training.setup import Parts
 
 CPU = torch.device("cpu")

@@ -14,8 +14,8 @@ import ebmhybrid as eh
 from ebmhybrid.data import Splits
 from ebmhybrid.schema import Optimizer
 from ebmhybrid.training import build, engine
-from ebmhybrid.training.optimization import build_optimizer
 from ebmhybrid.training.build import build_parts, load_data
+from ebmhybrid.training.optimization import build_optimizer
 from ebmhybrid.training.setup import pick_precision
 
 

@@ -24,7 +24,7 @@ def load_text(path: str, max_length: int | None = None, vocabulary: Vocabulary |
     """A UTF-8 file of one sequence a line, or of a sequence, a tab and a number to regress on in every line.
 
     Lines that are empty or blank are passed over, and counted in the notes like lines that are too long and tokens that
-    are not in a given vocabulary.
+    are not in a given vocabulary. White space around a sequence is no part of it.
 
     Arguments:
         max_length: of a row of tokens, the end token counted; longer lines are dropped. None: the longest line's.
@@ -44,12 +44,13 @@ def load_text(path: str, max_length: int | None = None, vocabulary: Vocabulary |
 
 def _read(name: str, file: Path) -> Iterator[tuple[int, str]]:
     """The numbered lines of a file, without their ends."""
-    if not file.is_file():
-        raise DataError(f"{name}: there is no file {file}")
-    if file.stat().st_size > LARGEST_FILE:
-        raise DataError(f"{name}: has {file.stat().st_size} bytes, at most {LARGEST_FILE} are read")
     number = 0
     try:
+        if not file.is_file():
+            reason = f"{file} is not a regular file" if file.exists() else f"there is no file {file}"
+            raise DataError(f"{name}: {reason}")
+        if file.stat().st_size > LARGEST_FILE:
+            raise DataError(f"{name}: has {file.stat().st_size} bytes, at most {LARGEST_FILE} are read")
         with file.open("rb") as opened:
             for number, raw in enumerate(opened, 1):
                 # Windows' editors begin a file with a byte order mark.
@@ -78,8 +79,11 @@ class _Lines:
             self.blank += 1
             return
         text, tab, target = line.partition("\t")
+        text = text.strip()
         if not text:
             raise DataError(f"{where} has no sequence before its tab")
+        if "\t" in target:
+            raise DataError(f"{where} has {line.count(tab) + 1} columns, at most 2 are read: a sequence and a number")
         if self.with_targets not in (None, bool(tab)):
             has, others = ("a", "none") if tab else ("no", "one")
             raise DataError(f"{where} has {has} second column, the lines before it have {others}")

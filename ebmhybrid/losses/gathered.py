@@ -34,18 +34,23 @@ def gathered(rows: Tensor) -> tuple[Tensor, int]:
     processes must call it, and go backward, the same number of times; otherwise they wait for each other.
 
     Raises:
-        ValueError: on every process, where they hold different numbers of rows: the mean over processes of their means
-            would then not be the mean over rows.
+        ValueError: on every process, where they hold different numbers of rows or none: the mean over processes of
+            their means would then not be the mean over rows.
 
     >>> gathered(torch.ones(2, 3))[0].shape
     torch.Size([2, 3])
     """
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return rows, 0
+    alone = not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
+    sizes = [len(rows)] if alone else _counts(rows)
+    if len(set(sizes)) > 1:
+        raise ValueError(f"every process must hold as many rows as the others, got {sizes}: drop the last, short batch")
+    if not sizes[0]:
+        raise ValueError(f"every process must hold at least one row, got {sizes}")
+    return (rows, 0) if alone else (_AllGather.apply(rows), dist.get_rank() * len(rows))
+
+
+def _counts(rows: Tensor) -> list[int]:
     count = torch.tensor([len(rows)], device=rows.device)
     counts = [torch.empty_like(count) for _ in range(dist.get_world_size())]
     dist.all_gather(counts, count)
-    sizes = torch.cat(counts).tolist()
-    if len(set(sizes)) > 1:
-        raise ValueError(f"every process must hold as many rows as the others, got {sizes}: drop the last, short batch")
-    return _AllGather.apply(rows), dist.get_rank() * len(rows)
+    return torch.cat(counts).tolist()

@@ -9,7 +9,6 @@ the 2N - 2 views of other images as negatives, which is supervised contrast with
 
 from __future__ import annotations
 
-import math
 from typing import Literal, overload
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from ebmhybrid.kernels import at_least_float32
 from ebmhybrid.losses.baselines import supcon_loss
+from ebmhybrid.losses.code_contrast import LEAST_TEMPERATURE, check_number, described, scaled
 
 Terms = dict[str, Tensor]
 
@@ -28,7 +28,7 @@ def nt_xent_loss(anchors: Tensor, positives: Tensor, temperature: float = 0.1) -
 
     Arguments:
         anchors, positives: (N, P), two views of each of N >= 1 images; of any length, they are normalised here.
-        temperature: T > 0.
+        temperature: T >= 1e-6.
 
     Returns:
         A scalar in nats >= 0: log(2N - 1) where all views are the same, 0 for a single image.
@@ -41,8 +41,10 @@ def nt_xent_loss(anchors: Tensor, positives: Tensor, temperature: float = 0.1) -
     True
     """
     _check_projections(anchors, positives)
+    check_number("temperature", temperature, LEAST_TEMPERATURE)
     itself = torch.arange(len(anchors), device=anchors.device)
-    return supcon_loss(torch.stack([anchors, positives], dim=1), itself, temperature)
+    views = torch.stack([scaled(at_least_float32(view)) for view in (anchors, positives)], dim=1)
+    return supcon_loss(views, itself, temperature)
 
 
 @overload
@@ -91,7 +93,7 @@ def gcrl_loss(
         num_tokens: T >= 1, which makes the first loss nats a token.
         anchors, positives: (N, P), projections of two views; None where weight is 0.
         weight, generative_weight: >= 0, not both 0.
-        temperature: T > 0 of NT-Xent.
+        temperature: T >= 1e-6 of NT-Xent.
         return_terms: add the unweighted terms that were computed, {"generative": nats a token, "contrast": nats}.
 
     Returns:
@@ -119,27 +121,27 @@ def gcrl_loss(
 def _nats_a_token(log_likelihood: Tensor | None, num_tokens: int) -> Tensor:
     if log_likelihood is None:
         raise ValueError("log_likelihood must be given where generative_weight is not 0, got None")
-    if log_likelihood.dim() != 1 or not len(log_likelihood) or not log_likelihood.is_floating_point():
-        what = f"{log_likelihood.dtype} {tuple(log_likelihood.shape)}"
-        raise ValueError(f"log_likelihood must be floating point (N,) with N >= 1, got {what}")
-    if not isinstance(num_tokens, int) or num_tokens < 1:
+    _check_floats("log_likelihood", log_likelihood, 1)
+    if not isinstance(num_tokens, int) or isinstance(num_tokens, bool) or num_tokens < 1:
         raise ValueError(f"num_tokens must be an integer >= 1, got {num_tokens!r}")
     return -at_least_float32(log_likelihood).mean() / num_tokens
 
 
+def _check_floats(name: str, value: object, dims: int) -> None:
+    if not (isinstance(value, Tensor) and value.is_floating_point() and value.dim() == dims and value.numel()):
+        shape = ("(N,) with N >= 1", "(N, P) with N, P >= 1")[dims - 1]
+        raise ValueError(f"{name} must be floating point {shape}, got {described(value)}")
+
+
 def _check_projections(anchors: Tensor, positives: Tensor) -> None:
-    for name, value in (("anchors", anchors), ("positives", positives)):
-        if value.dim() != 2 or not value.numel() or not value.is_floating_point():
-            raise ValueError(
-                f"{name} must be floating point (N, P) with N, P >= 1, got {value.dtype} {tuple(value.shape)}"
-            )
+    _check_floats("anchors", anchors, 2)
+    _check_floats("positives", positives, 2)
     if anchors.shape != positives.shape:
         raise ValueError(f"positives must be {tuple(anchors.shape)} as anchors, got {tuple(positives.shape)}")
 
 
 def _check_weights(weight: float, generative_weight: float) -> None:
     for name, value in (("weight", weight), ("generative_weight", generative_weight)):
-        if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-            raise ValueError(f"{name} must be a number >= 0, got {value!r}")
+        check_number(name, value, 0)
     if not weight and not generative_weight:
         raise ValueError("weight and generative_weight are both 0: nothing would be trained")

@@ -22,14 +22,19 @@ log p(x|z) is a sum over the dimensions of x: a mean would change its balance wi
 
 from __future__ import annotations
 
-import math
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from ebmhybrid.codes import kl_to_prior, log_posterior, log_prior
-from ebmhybrid.losses.code_contrast import checked_codes, checked_like, contrastive_log_prob, infonce_log_prob
+from ebmhybrid.losses.code_contrast import (
+    check_number,
+    checked_codes,
+    checked_like,
+    contrastive_log_prob,
+    infonce_log_prob,
+)
 
 Generative = Literal["none", "vae", "mim"]
 Contrast = Literal["none", "cmim", "infonce"]
@@ -56,7 +61,7 @@ def latent_loss(
             and log_std are read: they may be None.
         mean, log_std: (N, D) of q(z|x).
         z: (N, D), a sample of q(z|x) for each row. The analytic KL of "vae" does not depend on it.
-        temperature: t > 0 of the contrast.
+        temperature: t >= 1e-6 of the contrast.
         contrast_weight: at least 0; cMIM has 1.
         positives: (N, D), of contrast="infonce" only: see :func:`infonce_log_prob`.
         gather: contrast with the codes of all processes (:mod:`ebmhybrid.losses.gathered`).
@@ -74,13 +79,13 @@ def latent_loss(
     (tensor(4.5000), tensor(-3.), tensor(-1.5000))
     """
     _check_options(generative, contrast, contrast_weight, positives)
-    terms: dict[str, Tensor] = {}
-    if generative != "none":
-        terms = _generative_terms(log_px, mean, log_std, z, generative)
+    compared: dict[str, Tensor] = {}  # first, as all processes take part in it
     if contrast == "cmim":
-        terms["contrast"] = contrastive_log_prob(z, temperature, gather=gather).mean()
+        compared["contrast"] = contrastive_log_prob(z, temperature, gather=gather).mean()
     elif contrast == "infonce":
-        terms["contrast"] = infonce_log_prob(z, positives, temperature, gather=gather).mean()
+        compared["contrast"] = infonce_log_prob(z, positives, temperature, gather=gather).mean()
+    terms = {} if generative == "none" else _generative_terms(log_px, mean, log_std, z, generative)
+    terms |= compared
     weights = {"contrast": contrast_weight}
     return -torch.stack([weights.get(name, 1.0) * term for name, term in terms.items()]).sum(), terms
 
@@ -210,7 +215,6 @@ def _check_options(generative: str, contrast: str, contrast_weight: float, posit
             raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
     if generative == contrast == "none":
         raise ValueError("generative and contrast are both 'none': nothing would be trained")
-    if not (isinstance(contrast_weight, (int, float)) and 0 <= contrast_weight < math.inf):
-        raise ValueError(f"contrast_weight must be a number >= 0, got {contrast_weight!r}")
+    check_number("contrast_weight", contrast_weight, 0)
     if positives is not None and contrast != "infonce":
         raise ValueError(f"positives go with contrast='infonce', got contrast={contrast!r}")

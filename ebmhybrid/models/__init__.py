@@ -81,7 +81,8 @@ def architecture_of(name: str, facts: Mapping[str, Any], options: Mapping[str, A
     takes = inspect.signature(_encoder_decoder(name)).parameters
     own = [key for key in takes if key not in facts]
     if unknown := sorted(options.keys() - set(own)):
-        raise RecipeError(f"model.options.{unknown[0]}: {name} takes none such, {nearest(unknown[0], own)}")
+        valid = [key for key in own if key not in ("mean", "std")]  # a recipe gives these as model.mean and model.std
+        raise RecipeError(f"model.options.{unknown[0]}: {name} takes none such, {nearest(unknown[0], valid)}")
     defaults = {key: takes[key].default for key in own}
     return {"name": name, **{key: facts[key] for key in takes if key in facts}, **defaults, **options}
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ebmhybrid.codes import FLOOR, Codes, Posterior, floor_log_std
+from ebmhybrid.models.checks import MOST_SAMPLES, check_number, check_whole
 from ebmhybrid.models.likelihoods import likelihood_named
 from ebmhybrid.models.normalize import Normalize
 from ebmhybrid.models.wide_resnet import WideResNet
@@ -29,15 +30,15 @@ class Autoencoder(nn.Module):
 
     Arguments:
         image_size: side of the square images, 8 to 64.
-        latent: dimensions of z.
+        latent: dimensions of z, at most 2^16.
         encoder: `conv` (3x3 convolutions of stride 2 down to a side of at most 7) or `wide_resnet`
             (:class:`ebmhybrid.models.WideResNet`, pooled over the image).
-        width: channels at full resolution, so of the last hidden layer; twice as many on the smaller maps.
+        width: channels at full resolution, so of the last hidden layer, at most 1,024; twice as many on smaller maps.
             For `wide_resnet` a multiple of 16: the network is WRN-depth-(width / 16).
         depth: of `wide_resnet` alone, 6 n + 4; 10 by default.
         norm: `none`, or `layer` (over channels and pixels of one image) in encoder and decoder.
         likelihood: `bernoulli`, `logistic` or `gaussian`, see :mod:`ebmhybrid.models.likelihoods`.
-        min_log_std: floor of log sigma, below which the MIM losses would drive it.
+        min_log_std: floor of log sigma, -20 to 0, below which the MIM losses would drive it.
         mean, std: input statistics, one number or one a channel.
 
     Shapes:
@@ -135,8 +136,7 @@ class Autoencoder(nn.Module):
                 CPU.
             noise: draw from p(x|z) instead of showing its mean.
         """
-        if n < 1:
-            raise ValueError(f"n must be at least 1, got {n}")
+        check_whole("n", n, 1, MOST_SAMPLES)
         device = torch.device("cpu") if generator is None else generator.device
         z = torch.randn(n, self.latent, generator=generator, device=device).to(self.output.weight)
         return self.likelihood.sample(self.decode(z), generator) if noise else self.mean_image(z)
@@ -215,11 +215,11 @@ def _check(
 ) -> None:
     if in_channels not in (1, 3):
         raise ValueError(f"in_channels must be 1 or 3, got {in_channels}")
-    if not isinstance(image_size, int) or not 8 <= image_size <= 64:
-        raise ValueError(f"image_size must be a whole number from 8 to 64, got {image_size!r}")
-    for name, number in (("latent", latent), ("width", width)):
-        if not isinstance(number, int) or number < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {number!r}")
+    check_whole("image_size", image_size, 8, 64)
+    check_whole("latent", latent, 1, 2**16)
+    check_whole("width", width, 1, 1024)
+    if depth is not None:
+        check_whole("depth", depth, 10, 1000)
     for name, value, choices in (("encoder", encoder, get_args(Encoder)), ("norm", norm, get_args(CodeNorm))):
         if value not in choices:
             raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
@@ -227,5 +227,4 @@ def _check(
         raise ValueError(f"width must be a multiple of 16 for encoder wide_resnet, got {width}")
     if encoder == "conv" and depth is not None:
         raise ValueError(f"depth is an option of encoder wide_resnet alone, got {depth} for conv")
-    if not -20 <= min_log_std <= 0:
-        raise ValueError(f"min_log_std must be -20 to 0, got {min_log_std}")
+    check_number("min_log_std", min_log_std, -20, 0)

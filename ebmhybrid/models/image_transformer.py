@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ebmhybrid.errors import EbmhybridError
 from ebmhybrid.models.attention import Block
+from ebmhybrid.models.checks import check_number, check_whole
 from ebmhybrid.models.dropout import Dropout
 from ebmhybrid.models.normalize import Normalize
 from ebmhybrid.models.palette import default_palette, dequantize, fit_palette, quantize
@@ -82,7 +83,7 @@ class ImageTransformer(nn.Module):
     ) -> None:
         super().__init__()
         counts = {"image_size": image_size, "patch": patch, "dim": dim, "layers": layers, "heads": heads}
-        _check(in_channels, levels, counts | {"projection": projection}, empty, dropout)
+        _check(in_channels, counts | {"levels": levels, "projection": projection}, empty, dropout)
         self.image_shape = (in_channels, image_size, image_size)
         self.num_tokens = image_size**2
         self.levels, self.empty = levels, empty
@@ -162,7 +163,7 @@ class ImageTransformer(nn.Module):
 
         Without `other` there are no projections, without `target` no likelihood, and nothing is computed for them. In
         training each memory e(view) is replaced by the empty one with probability `empty`, drawn from torch's global
-        generator; in evaluation all are, and the likelihood is the target's exact one.
+        generator; in evaluation all are, and the likelihood is the target's exact one. With `empty` = 0 none ever is.
         """
         for name, images in (("other", other), ("target", target)):
             if images is not None and images.shape != view.shape:
@@ -172,9 +173,11 @@ class ImageTransformer(nn.Module):
             memory, second = self.encode(torch.cat([view, other])).chunk(2)
             anchors, positives = self.project(memory.mean(1)), self.project(second.mean(1))
         if target is not None:
-            if self.training:
+            if self.training or not self.empty:
                 memory = self._some_empty(self.encode(view) if memory is None else memory)
-            log_likelihood = self.log_likelihood(target, memory if self.training else None)
+            else:
+                memory = None
+            log_likelihood = self.log_likelihood(target, memory)
         return GCRLOutput(log_likelihood, anchors, positives)
 
     @torch.no_grad()
@@ -186,7 +189,7 @@ class ImageTransformer(nn.Module):
         Arguments:
             generator: the source of all draws; torch's default one if None.
             memory: (n, M, dim) to condition on, such as e(x) to reconstruct x; the empty one if None.
-            temperature: divides the logits; at 1 the samples are the model's.
+            temperature: divides the logits, 1e-6 to 1e6; at 1 the samples are the model's.
 
         Returns:
             (n, C, H, W), each pixel a colour of the palette. Call `eval()` first where there is dropout.
@@ -203,16 +206,17 @@ class ImageTransformer(nn.Module):
             raise EbmhybridError(f"images must be (N, {channels}, {size}, {size}), got {tuple(images.shape)}")
 
 
-def _check(in_channels: int, levels: int, counts: dict[str, int], empty: float, dropout: float) -> None:
+# Above them a network takes minutes and tens of gigabytes to make.
+MOST = {"image_size": 256, "patch": 256, "dim": 2**13, "layers": 1024, "heads": 2**13, "levels": 2**16}
+
+
+def _check(in_channels: int, counts: dict[str, int], empty: float, dropout: float) -> None:
     if in_channels not in (1, 3):
         raise ValueError(f"in_channels must be 1 or 3, got {in_channels}")
-    for name, value, least in [("levels", levels, 2), *((name, value, 1) for name, value in counts.items())]:
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
+    for name, value in counts.items():
+        check_whole(name, value, 2 if name == "levels" else 1, MOST.get(name, 2**16))
     for name, divisor in (("image_size", "patch"), ("dim", "heads")):
         if counts[name] % counts[divisor]:
             raise ValueError(f"{name} must be a multiple of {divisor} = {counts[divisor]}, got {counts[name]}")
-    if not 0 <= empty <= 1:
-        raise ValueError(f"empty must lie in [0, 1], got {empty}")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
+    check_number("empty", empty, 0, 1)
+    check_number("dropout", dropout, 0, 1, below=True)

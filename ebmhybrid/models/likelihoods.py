@@ -210,7 +210,7 @@ def likelihood_named(name: str) -> Likelihood:
     >>> likelihood_named("logistic").exact_for
     '8-bit images'
     """
-    if name not in LIKELIHOODS:
+    if name not in list(LIKELIHOODS):  # a list may ask for what has no hash
         raise ValueError(f"likelihood = {name!r}: {nearest(str(name), LIKELIHOODS)}")
     return LIKELIHOODS[name]
 

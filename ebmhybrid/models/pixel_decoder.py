@@ -5,14 +5,13 @@ log p(t | m) = sum_i log p(t_i | t_1 ... t_{i-1}, m)
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ebmhybrid.errors import EbmhybridError
 from ebmhybrid.models.attention import Block, Cache, KeysValues
+from ebmhybrid.models.checks import MOST_SAMPLES, TEMPERATURES, check_number, check_whole
 from ebmhybrid.models.dropout import Dropout
 
 
@@ -75,10 +74,8 @@ class PixelDecoder(nn.Module):
         Raises:
             EbmhybridError: n, a temperature or a memory that do not fit.
         """
-        if not isinstance(n, int) or n < 1:
-            raise EbmhybridError(f"n must be an integer >= 1, got {n!r}")
-        if not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
-            raise EbmhybridError(f"temperature must be a number > 0, got {temperature!r}")
+        check_whole("n", n, 1, MOST_SAMPLES)
+        check_number("temperature", temperature, *TEMPERATURES)
         contexts, caches = self.contexts(memory, n), [Cache(self.length) for _ in self.blocks]
         tokens = torch.full((n, 1), self.levels, device=self.positions.device)
         for _ in range(self.length):

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ebmhybrid.codes import FLOOR, Codes, Posterior, floor_log_std
+from ebmhybrid.models.checks import MOST_SAMPLES, TEMPERATURES, check_number, check_whole
 from ebmhybrid.vocabulary import END, PADDING, START, Vocabulary, content
 
 
@@ -35,7 +36,7 @@ class SequenceAutoencoder(nn.Module):
         heads: of each attention.
         memory: vectors made of z.
         dropout: probability in [0, 1) in both transformers.
-        min_log_std: the floor of log sigma, see :func:`ebmhybrid.codes.floor_log_std`.
+        min_log_std: the floor of log sigma, -20 to 0, see :func:`ebmhybrid.codes.floor_log_std`.
 
     Shapes:
         tokens int64 (N, L), L <= max_length, 0 the padding -> Codes of (N,) and (N, latent). What follows a row's first
@@ -64,8 +65,9 @@ class SequenceAutoencoder(nn.Module):
     ) -> None:
         super().__init__()
         _check(max_length, latent, dim, layers, heads, memory, dropout)
+        check_number("min_log_std", min_log_std, -20, 0)
         self.vocabulary = Vocabulary(vocabulary)
-        self.max_length, self.latent, self.min_log_std = max_length, latent, min_log_std
+        self.max_length, self.latent, self.min_log_std = max_length, latent, float(min_log_std)
         self.token_embedding = nn.Embedding(len(self.vocabulary), dim)
         self.position_embedding = nn.Embedding(max_length, dim)
         for embedding in (self.token_embedding, self.position_embedding):
@@ -88,7 +90,7 @@ class SequenceAutoencoder(nn.Module):
         """q(z|x) of each row; padding has no influence."""
         said = content(self._checked(tokens))
         x = self._embedded(tokens)
-        for layer in self.encoder_layers:
+        for layer in self.encoder_layers if len(x) else ():  # torch's do not take a mask of no rows
             x = layer(x, src_key_padding_mask=~said)
         x = self.encoder_norm(x).masked_fill(~said[..., None], 0.0)  # a row of padding alone is NaN here
         mean, raw = _wide(self.posterior(x.sum(1) / said.sum(1, keepdim=True).clamp(min=1))).chunk(2, dim=1)
@@ -139,16 +141,17 @@ class SequenceAutoencoder(nn.Module):
         Every step runs the decoder on the whole prefix, so that the cost grows with the square of the length.
 
         Arguments:
-            z: (N, latent).
+            z: (N, latent), finite.
             generator: of all draws; one on the CPU gives the same draws whatever device z is on.
-            temperature: the logits are divided by it; 0 takes the likeliest token of each step.
+            temperature: the logits are divided by it, 1e-6 to 1e6; 0 takes the likeliest token of each step.
             max_length: of a row, at most the model's, which is the default; rows it cuts off have no end token.
         """
         most = self.max_length if max_length is None else max_length
-        if not 1 <= most <= self.max_length or not temperature >= 0:
-            raise ValueError(
-                f"max_length must lie in 1..{self.max_length} and temperature be at least 0, got {most}, {temperature}"
-            )
+        check_whole("max_length", most, 1, self.max_length)
+        if temperature != 0:
+            check_number("temperature, unless 0,", temperature, *TEMPERATURES)
+        if not z.isfinite().all():
+            raise ValueError("z must be finite, got NaN or infinity")
         tokens = torch.zeros(len(z), 0, dtype=torch.int64, device=z.device)
         ended = torch.zeros(len(z), dtype=torch.bool, device=z.device)
         while tokens.shape[1] < most and not ended.all():
@@ -160,6 +163,7 @@ class SequenceAutoencoder(nn.Module):
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """n sequences of z ~ N(0, I), as :meth:`generate` gives them."""
+        check_whole("n", n, 1, MOST_SAMPLES)
         weight = self.output.weight
         device = weight.device if generator is None else generator.device
         z = torch.randn(n, self.latent, generator=generator, device=device)
@@ -203,12 +207,14 @@ def _wide(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
+# Above them a network takes minutes and tens of gigabytes to make.
+MOST = {"max_length": 2**21, "latent": 2**16, "dim": 2**13, "layers": 1024, "heads": 2**13, "memory": 1024}
+
+
 def _check(max_length: int, latent: int, dim: int, layers: int, heads: int, memory: int, dropout: float) -> None:
     sizes = {"max_length": max_length, "latent": latent, "dim": dim, "layers": layers, "heads": heads, "memory": memory}
     for name, value in sizes.items():
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        check_whole(name, value, 1, MOST[name])
     if dim % heads:
         raise ValueError(f"dim must be a multiple of heads, got {dim} and {heads}")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
+    check_number("dropout", dropout, 0, 1, below=True)

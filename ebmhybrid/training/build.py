@@ -31,6 +31,7 @@ def load_data(recipe: Recipe, data_dir: str, download: bool) -> Splits:
             validation_fraction=data.validation_fraction,
             test_fraction=data.test_fraction,
             seed=data.split_seed,
+            max_length=data.max_length,
         )
     # Pictures of no common size are decoded at the size asked for, which takes a whole shape; all of them are RGB.
     is_rgb = recipe.model.name.startswith("torchvision/") or data.train.startswith(("folder:", "celeba", "textures"))
@@ -76,10 +77,11 @@ def build_parts(
     architecture = architecture_of(recipe.model.name, _facts(splits.train), recipe.model.arguments())
     model = build_model(**architecture)
     _try_on(model, splits, recipe)
-    if hasattr(model, "fit_palette"):
-        model.fit_palette(splits.train.images, seed=recipe.seed)  # type: ignore[operator]
-    if recipe.model.init is not None and not resuming:
+    if not resuming and recipe.model.init is not None:
         _start_from(model, recipe.model.init)
+    elif not resuming and hasattr(model, "fit_palette"):
+        # By the seed of the split: likelihoods under palettes of their own would not compare over training seeds.
+        model.fit_palette(splits.train.images, seed=recipe.data.split_seed)  # type: ignore[operator]
     objective = _build_objective(recipe, model, splits).to(device)
     layout = torch.channels_last if recipe.training.channels_last else torch.contiguous_format
     model = model.to(device, memory_format=layout)  # type: ignore[call-overload]
@@ -129,17 +131,18 @@ def _build_objective(recipe: Recipe, model: nn.Module, splits: Splits) -> Combin
 
 
 def _try_on(model: nn.Module, splits: Splits, recipe: Recipe) -> None:
-    """One image through the fresh model: a size it cannot take is an error now, not after a run directory is made."""
-    shape = splits.train.shape
+    """One input through the fresh model: a size it cannot take is an error now, not after a run directory is made."""
+    shape, latent = splits.train.shape, recipe.objective.latent
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):  # codes are drawn from the global generator
             if recipe.model.learns_codes:
-                model.eval().encode(as_input(splits.train.images[:1]))  # type: ignore[operator]
+                decodes = latent is not None and latent.generative != "none"
+                (model.eval() if decodes else model.eval().encode)(as_input(splits.train.images[:1]))  # type: ignore[operator]
                 return
             logits = model.eval()(torch.zeros(1, *shape))
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
-        raise RecipeError(f"model {recipe.model.name!r} cannot take images of {shape}: {reason}") from error
+        raise RecipeError(f"model {recipe.model.name!r} cannot take inputs of {shape}: {reason}") from error
     if logits.shape != (1, splits.train.num_classes):
         raise RecipeError(
             f"model {recipe.model.name!r} gives {tuple(logits.shape)}, not (1, {splits.train.num_classes})"

@@ -54,37 +54,37 @@ def _views(parts: Parts, images: Tensor, generator: torch.Generator) -> Views:
 
 def losses(parts: Parts, forward: Forward, batch: Views) -> tuple[Tensor, dict[str, Tensor], None]:
     """The loss and its parts; there are no logits."""
-    loss, terms = _loss(parts, parts.model, forward, batch)
+    with parts.autocast():
+        outputs = _outputs(parts, parts.model, forward, batch)
+    loss, terms = parts.objective(*outputs)
     return loss, terms, None
 
 
-def _loss(parts: Parts, model: Any, forward: Forward, batch: Views) -> tuple[Tensor, dict[str, Tensor]]:
-    latent, positives = parts.recipe.objective.latent, None
-    with parts.autocast():
-        if latent is None:
-            outputs = forward(batch.view, batch.other, batch.target)
-        elif latent.generative == "none":  # nothing is decoded
-            posterior = model.encode(batch.view)
-            outputs = (None, *posterior, posterior.sample())
-        else:
-            outputs = forward(batch.view)
-        if latent is not None and batch.other is not None:
-            positives = model.encode(batch.other).sample()
-    loss, terms = parts.objective(outputs, positives)
-    return loss, terms
+def _outputs(parts: Parts, model: Any, forward: Forward, batch: Views) -> tuple[Any, Tensor | None]:
+    """What the network makes of the views, and the codes of the second ones where they are positives."""
+    latent = parts.recipe.objective.latent
+    if latent is None:
+        return forward(batch.view, batch.other, batch.target), None
+    positives = None if batch.other is None else model.encode(batch.other).sample()
+    if latent.generative != "none":
+        return forward(batch.view), positives
+    posterior = model.encode(batch.view)  # nothing is decoded
+    return (None, *posterior, posterior.sample()), positives
 
 
 @torch.no_grad()
 def figures(parts: Parts) -> dict[str, float]:
-    """The loss and its parts on the validation images: the same views and codes are drawn each time."""
-    model = parts.deployed
-    was_training, sums, images = model.training, dict[str, Tensor](), parts.splits.validation.to(parts.device)
+    """The loss and its parts on the validation images, in float32: the same views and codes are drawn each time."""
+    model, images = parts.deployed, parts.splits.validation.to(parts.device)
+    was_training = model.training
+    sums: dict[str, Tensor] = {}
     model.eval()
     generator = torch.Generator(parts.device).manual_seed(parts.recipe.seed)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(parts.recipe.seed)
         for some in images.images.split(parts.recipe.training.batch_size):
-            loss, terms = _loss(parts, model, model, _views(parts, as_input(some), generator))
+            outputs = _outputs(parts, model, model, _views(parts, as_input(some), generator))
+            loss, terms = parts.objective(*outputs)
             for name, value in {"loss": loss, **terms}.items():
                 sums[name] = sums.get(name, 0) + len(some) * value
     model.train(was_training)

@@ -229,6 +229,8 @@ def end_epoch(parts: Parts, folder: Path, log: RunLog, meter: Meter) -> None:
 
 def best_figures(parts: Parts) -> dict[str, float]:
     """The validation figures of the best weights, and their step."""
-    *rank, step = parts.progress.best or [0]
-    ranked = zip(task_of(parts).RANKED.items(), rank, strict=False)
-    return {name: sign * value for (name, sign), value in ranked} | {"step": step} if rank else {}
+    if not parts.progress.best:
+        return {}
+    *rank, step = parts.progress.best
+    ranked = zip(task_of(parts).RANKED.items(), rank, strict=True)
+    return {name: sign * value for (name, sign), value in ranked} | {"step": step}

@@ -128,7 +128,11 @@ class Parts:
     def _checked(self, at: Progress) -> Progress:
         counts = (at.step, at.epoch, at.step_in_epoch, at.rollbacks)
         fit = all(isinstance(count, int) and count >= 0 for count in counts) and at.step_in_epoch < self.steps_per_epoch
-        if not fit or len(at.best) not in (0, 2, 3) or not all(isinstance(value, (int, float)) for value in at.best):
+        if (
+            not fit
+            or len(at.best) not in (0, 2 if self.recipe.objective.learns_codes else 3)
+            or not all(isinstance(value, (int, float)) for value in at.best)
+        ):
             raise ValueError(f"its progress makes no sense: {vars(at)}")
         return at
 
