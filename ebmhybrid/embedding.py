@@ -65,8 +65,8 @@ def informative_embedding(
         sub-module is afterwards in the mode it had.
 
     Raises:
-        EbmhybridError: a layer or a pool that there is none of, states or a mask of a shape that does not fit, padding
-            that a causal decoder would see, a row without a position.
+        EbmhybridError: a layer or a pool that there is none of, states that are whole numbers, states or a mask of a
+            shape that does not fit, padding that a causal decoder would see, a row without a position.
 
     >>> decoder = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 5))
     >>> informative_embedding(nn.Linear(5, 2), decoder, torch.rand(3, 5), layer="1", concat_latent=True).shape
@@ -76,6 +76,10 @@ def informative_embedding(
         raise EbmhybridError(f"pool = {pool!r}: {nearest(str(pool), POOLS)}, or a function")
     if concat_latent and pool == "none":
         raise EbmhybridError("concat_latent needs pooled features, got pool = 'none'")
+    if not (layer is None or isinstance(layer, (str, nn.Module))):
+        raise EbmhybridError(f"layer must be a module, its dotted name or None, got {layer!r}")
+    if not (mask is None or isinstance(mask, Tensor)):
+        raise EbmhybridError(f"mask must be a tensor (N, L) or None, got {type(mask).__name__}")
     if layer is None and getattr(decoder, "__name__", None) in ("decode", "logits"):
         decoder = _before_projection(decoder)
     with torch.no_grad(), ExitStack() as modes:
@@ -85,6 +89,8 @@ def informative_embedding(
         latent = tensor_of(source.run(encoder), "encoder")
         lesson = taught(decoder, latent, source, target)
         states = hidden_states(decoder, lesson, layer)
+        if not states.is_floating_point():
+            raise EbmhybridError(f"hidden states must be floating point, got {states.dtype}")
         features = pooled(_rows_first(states, decoder), lesson.mask, pool)
         if concat_latent:
             code = _rows_first(latent, decoder)
@@ -124,7 +130,8 @@ def pooled(states: Tensor, mask: Tensor | None, pool: Pool) -> Tensor:
     """Hidden states as features: (N, D) as they are; (N, P, D), and the pixels of (N, D, H, W), pooled.
 
     Raises:
-        EbmhybridError: another shape, a mask of another shape, a row that it leaves nothing of.
+        EbmhybridError: another shape, a mask of another shape, a row that it leaves nothing of, a function that gives
+            anything but floating point rows.
 
     >>> pooled(torch.tensor([[[1.0], [3.0], [9.0]]]), torch.tensor([[True, True, False]]), "mean")
     tensor([[2.]])
@@ -142,7 +149,10 @@ def pooled(states: Tensor, mask: Tensor | None, pool: Pool) -> Tensor:
     if not mask.any(1).all():
         raise EbmhybridError(f"row {int((~mask.any(1)).nonzero()[0])} has no position that is not padding")
     if callable(pool):
-        return pool(states, mask)
+        features = pool(states, mask)
+        if not (isinstance(features, Tensor) and features.is_floating_point() and len(features) == len(states)):
+            raise EbmhybridError(f"pool must return floating point ({len(states)}, D), got {_described(features)}")
+        return features
     if pool == "none":
         return states
     if pool == "max":
@@ -170,6 +180,10 @@ def tensor_of(output: Any, what: str) -> Tensor:
     if parts:
         return tensor_of(parts[0], what)
     raise EbmhybridError(f"{what} must return a tensor or something that holds one, got {type(output).__name__}")
+
+
+def _described(value: object) -> str:
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def _module(decoder: Callable[..., Any], layer: str | nn.Module) -> nn.Module:

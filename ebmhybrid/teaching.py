@@ -157,8 +157,13 @@ def _shifted(decoder: Callable[..., Any], ids: Tensor) -> Tensor:
 
 
 def _tokens(decoder: Callable[..., Any], x: Tensor) -> Tensor:
-    """Tokens as they are, and those that the decoder's model makes of images."""
-    return owner(decoder).tokens(x) if x.is_floating_point() else x  # type: ignore[union-attr, operator]
+    """Tokens as they are, and those that the decoder's model makes of images by a method `tokens`."""
+    if not x.is_floating_point():
+        return x
+    model = owner(decoder)
+    if not callable(getattr(type(model), "tokens", None)):
+        raise EbmhybridError(f"x cannot teach the decoder, which takes tokens, got {x.dtype}: give it a target")
+    return model.tokens(x)  # type: ignore[union-attr, operator]
 
 
 def _padded_behind(mask: Tensor | None) -> Tensor | None:

@@ -19,6 +19,7 @@ class Metric:
     Attributes:
         scale, digits: what it is multiplied by, and how many digits it is shown with.
         scaled: it was taken at the temperature, in whichever row it stands.
+        kind: key of the figure's kind, where it has one: only figures of equal kinds stand in one row.
     """
 
     key: str
@@ -29,6 +30,7 @@ class Metric:
     scale: float = 1.0
     digits: int = 4
     scaled: bool = False
+    kind: str = ""
 
     @property
     def better(self) -> str:
@@ -188,9 +190,9 @@ PARTS = (
             Metric("r2", "R²", higher=True),
             Metric("auroc", "AUROC", higher=True),
             Metric("fpr95_ood_positive", "FPR95, OOD positive"),
-            Metric("log_likelihood", "log-likelihood", higher=True, digits=2),
-            Metric("bits_per_dimension", "bits per dimension", digits=3),
-            Metric("mse", "mean square error of reconstructions", digits=5),
+            Metric("log_likelihood", "log-likelihood", higher=True, digits=2, kind="likelihood"),
+            Metric("bits_per_dimension", "bits per dimension", digits=3, kind="likelihood"),
+            Metric("mse", "mean square error of reconstructions", digits=5, kind="reconstruction"),
         ),
         representation_name,
         "probe or score",

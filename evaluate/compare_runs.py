@@ -67,6 +67,7 @@ class Comparison:
         parts = [*self.notes, MARKS]
         for section in self.sections:
             if section.key != "published":
+                parts += section.text if section.key != "runs" else ()  # which tells of the page
                 parts += [f"{table.title}\n{table.as_text()}" for table in section.tables]
         return "\n\n".join(parts)
 
@@ -100,8 +101,8 @@ def compare_results(paths: Sequence[str | Path]) -> Comparison:
     """Read evaluations that were saved and put them side by side.
 
     Arguments:
-        paths: two or more; each a results.json, the folder of an evaluation or a probe, or a run directory, which stands
-            for the newest of both in it.
+        paths: two or more; each a results.json, the folder of an evaluation or a probe, or a run directory, which
+            stands for the newest of both in it.
 
     Raises:
         UsageError: fewer than two, or one twice.

@@ -83,7 +83,17 @@ def _section(part: Part, runs: Sequence[Run]) -> Section:
     else:
         tables = [_table(part, part.better, rows, runs)]
     drawn = _for_figure([row for row in rows if row["figure"] == part.metrics[0].heading])
-    return Section(part.key, part.title, tables=tuple(tables), drawings=_drawings(part, drawn, runs))
+    said = _own_notes(runs) if part.key == "representation" else ()
+    return Section(part.key, part.title, said, tables=tuple(tables), drawings=_drawings(part, drawn, runs))
+
+
+def _own_notes(runs: Sequence[Run]) -> tuple[str, ...]:
+    """What probed runs say of their own figures, each note once, after the runs that say it."""
+    told: dict[str, list[str]] = {}
+    for run in runs:
+        for note in (run.content["context"].get("notes") or ()) if "representation" in run.parts else ():
+            told.setdefault(str(note), []).append(run.label)
+    return tuple(f"{', '.join(labels)}: {note}." for note, labels in told.items())
 
 
 def _rows(part: Part, metric: Metric, runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -96,7 +106,7 @@ def _rows(part: Part, metric: Metric, runs: Sequence[Run]) -> list[dict[str, Any
         for row in filter(part.keep, run.parts.get(part.key, ())):
             value = metric.of(row)
             if value is not None:
-                which = str(row.get(part.set_key) or test.get("set")), part.name(row)
+                which = str(row.get(part.set_key) or test.get("set")), str(row.get(metric.kind) or part.name(row))
                 found.setdefault(which, {})[i] = (value, _basis(run, row), "n_sets" in row)
                 if ("temperature" if metric.scaled else row.get("variant")) in doubts[i]:
                     doubtful.add(which)

@@ -16,8 +16,17 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # 7 with 5 colours: no pair comes
 Point = tuple[float, float | None, float | None]  # value and interval
 
 
-def draw_points(axes: Axes, names: Sequence[str], series: Mapping[str, Sequence[Point | None]], label: str) -> None:
-    """A line of the panel for each name, on it a point with its interval for each series; None leaves a gap."""
+def draw_points(
+    axes: Axes,
+    names: Sequence[str],
+    series: Mapping[str, Sequence[Point | None]],
+    label: str,
+    styles: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
+    """A line of the panel for each name, on it a point with its interval for each series; None leaves a gap.
+
+    `styles` are colours and markers by series, where they are not to take turns.
+    """
     step = 0.6 / max(len(series), 1)
     for i, (name, points) in enumerate(series.items()):
         places = np.arange(len(names)) + step * (i - (len(series) - 1) / 2)
@@ -28,6 +37,7 @@ def draw_points(axes: Axes, names: Sequence[str], series: Mapping[str, Sequence[
         # rounding can put a bound a hair inside the estimate
         errors = np.clip([x - low, high - x], 0, None)
         style: Any = {"color": COLOURS[i % 5], "marker": MARKERS[i % 7], "label": _plain(name)}
+        style |= styles[name] if styles else {}
         y = [line for line, *_ in shown]
         axes.errorbar(x, y, xerr=errors, linestyle="none", markersize=5, capsize=2, linewidth=1.4, **style)
     axes.set_yticks(range(len(names)), [_plain(name) for name in names])

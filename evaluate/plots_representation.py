@@ -6,17 +6,20 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
 from .plots import _STYLE, COLOURS, DASHES, PANEL, _legend_below, _plain
 from .plots_corruptions import severity_curve
 from .plots_generation import PAIRS, PER_ROW, draw_images
 from .plots_points import MARKERS, Point, draw_points, points_figure
+from .report_representation_tables import MODEL
 
 if TYPE_CHECKING:
-    from .representation_result import RepresentationResult
+    from .representation_result import RepresentationResult, Row
 
 Points = tuple[list[str], dict[str, list[Point | None]]]
 Draw = Callable[[Axes, "RepresentationResult"], None]
@@ -39,10 +42,13 @@ def ood_points(result: RepresentationResult) -> Points:
     names = list(dict.fromkeys(row["ood_set"] for row in rows))
     series: dict[str, list[Point | None]] = {}
     for row in rows:
-        label = f"{row['representation']}, {row['score']}" if row["representation"] else str(row["score"])
-        points = series.setdefault(label, [None] * len(names))
+        points = series.setdefault(_ood_label(row), [None] * len(names))
         points[names.index(row["ood_set"])] = (row["auroc"], row.get("auroc_low"), row.get("auroc_high"))
     return names, series
+
+
+def _ood_label(row: Row) -> str:
+    return f"{row['representation']}, {row['score']}" if row["representation"] else str(row["score"])
 
 
 def draw_probes(axes: Axes, result: RepresentationResult) -> None:
@@ -53,8 +59,25 @@ def draw_probes(axes: Axes, result: RepresentationResult) -> None:
 
 def draw_ood(axes: Axes, result: RepresentationResult) -> None:
     """A line for each OOD set, on it a point with its interval for each score."""
-    draw_points(axes, *ood_points(result), "AUROC")
-    _legend_below(axes, 2)
+    names, series = ood_points(result)
+    colours, markers = _ood_keys(result)
+    styles = {}
+    for row in result.of("ood"):
+        style = {"color": colours[row["representation"]], "marker": markers[row["score"]]}
+        styles[_ood_label(row)] = style
+    draw_points(axes, names, series, "AUROC", styles)
+    keys = [Line2D([], [], color=colour, linewidth=4, label=_plain(name or MODEL)) for name, colour in colours.items()]
+    shapes = [Line2D([], [], color="#222222", linestyle="none", marker=m, label=name) for name, m in markers.items()]
+    axes.legend(handles=[*keys, *shapes], loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, borderaxespad=0)
+
+
+def _ood_keys(result: RepresentationResult) -> tuple[dict[str | None, str], dict[str, str]]:
+    """A colour for each representation, black for the model itself, and a marker for each score."""
+    found = dict.fromkeys(row["representation"] for row in result.of("ood"))
+    places = list(result.about["representations"])
+    colours = {name: COLOURS[places.index(name) % 5] if name else "#222222" for name in found}
+    scores = dict.fromkeys(str(row["score"]) for row in result.of("ood"))
+    return colours, dict(zip(scores, MARKERS, strict=False))
 
 
 def draw_few_labels(axes: Axes, result: RepresentationResult) -> None:
@@ -64,12 +87,14 @@ def draw_few_labels(axes: Axes, result: RepresentationResult) -> None:
         rows = result.of("few_labels", name)
         if rows:
             ticks = [row["labels_per_class"] for row in rows]
-            y, error = ([row[key] for row in rows] for key in ("accuracy", "accuracy_std"))
+            y, error = (np.array([row[key] for row in rows]) for key in ("accuracy", "accuracy_std"))
+            ends = np.minimum(error, y), np.minimum(error, 1 - y)  # a share ends at 0 and at 1
             style: Any = _line(i) | {"capsize": 3, "linewidth": 1.6, "label": _plain(name)}
-            axes.errorbar(ticks, y, yerr=error, **style)
+            axes.errorbar(ticks, y, yerr=ends, clip_on=False, **style)
     axes.set_xscale("log")
     axes.set_xticks(ticks, [str(n) for n in ticks])
     axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_ylim(top=min(axes.get_ylim()[1], 1))
     axes.set(xlabel="labels a class", ylabel="accuracy, mean over draws")
     _legend_below(axes, 2)
 
@@ -94,7 +119,7 @@ def draw_reconstructions(axes: Axes, result: RepresentationResult) -> None:
     rows, left = [], []
     for i in range(0, len(images), PAIRS):
         rows += [images[i : i + PAIRS], made[i : i + PAIRS]]
-        left += ["image", "made of it"]
+        left += ["image", "reconstruction"]
     draw_images(axes, rows, left, title="reconstructions")
 
 
@@ -119,8 +144,6 @@ def figure(name: str, result: RepresentationResult) -> Figure:
     """One panel, as high as what it shows needs."""
     if name == "probes":
         return points_figure(*probe_points(result), "accuracy")
-    if name == "ood":
-        return points_figure(*ood_points(result), "AUROC")
     with mpl.rc_context(_STYLE):
         made = Figure(figsize=(PANEL[0], _height(name, result)), layout="constrained")
         DRAWS[name](made.subplots(), result)
@@ -133,6 +156,10 @@ def _height(name: str, result: RepresentationResult) -> float:
         return 0.5 + 2 * -(-result.pairs.shape[1] // PAIRS) * PANEL[0] / (PAIRS + 1)
     if name == "samples" and result.samples is not None:
         return 0.5 + -(-len(result.samples) // PER_ROW) * PANEL[0] / (PER_ROW + 1)
+    if name == "ood":
+        names, series = ood_points(result)
+        keys = sum(len(part) for part in _ood_keys(result))
+        return 1.1 + 0.13 * max(len(names) * (1 + 0.5 * len(series)), 4) + 0.22 * -(-keys // 2)
     return PANEL[1]
 
 

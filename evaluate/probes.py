@@ -21,12 +21,12 @@ from ebmhybrid.errors import EbmhybridError
 
 from .feature_detectors import check_features
 from .predictions import softmax
+from .probes_checks import Pair, check_grid, check_labels, check_pair, whole_numbers
 
 C_GRID = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 ALPHA_GRID = (1e-2, 1e-1, 1.0, 10.0, 100.0, 1e3, 1e4)
 _ITERATIONS = 2000
 _TOLERANCE = 1e-6  # of the largest component of the gradient of the objective, over C N
-Pair = tuple[np.ndarray, np.ndarray]
 
 
 class Standardiser(NamedTuple):
@@ -119,14 +119,15 @@ def linear_probe(
     train = check_features(train_x, what="train_x")
     labels = check_labels(train_y, train, "train_y")
     test = check_features(test_x, train.shape[1], "test_x")
+    strengths = check_grid(grid)
     classes = np.unique(labels)
     if len(classes) < 2:
         raise EbmhybridError(f"a probe needs training labels of at least 2 classes, got {classes[0]} alone")
-    columns = int(classes[-1]) + 1 if num_classes is None else num_classes
+    columns = int(classes[-1]) + 1 if num_classes is None else whole_numbers(num_classes, "num_classes", 1)[0]
     if columns <= classes[-1]:
         raise EbmhybridError(f"train_y must lie in [0, {columns}), got {classes[-1]}")
     standardise = Standardiser.none(train.shape[1]) if standardised else Standardiser.of(train)
-    fitted = fit_logistic(standardise(train), labels, (1.0,) if validation is None else grid)
+    fitted = fit_logistic(standardise(train), labels, [1.0] if validation is None else strengths)
     probes = [_probe(one, classes, columns, standardise, test) for one in fitted]
     return probes[0] if validation is None else _chosen(probes, validation, train.shape[1])
 
@@ -140,12 +141,12 @@ def fit_logistic(rows: np.ndarray, labels: np.ndarray, grid: Sequence[float]) ->
     from sklearn.linear_model import LogisticRegression
 
     model, found = LogisticRegression(max_iter=_ITERATIONS, tol=_TOLERANCE, warm_start=True), []
-    for C in sorted(grid):
+    for C in grid:
         with warnings.catch_warnings(record=True) as raised:
             warnings.simplefilter("always", ConvergenceWarning)
             model.set_params(C=C).fit(rows, labels)
         stopped = any(issubclass(one.category, ConvergenceWarning) for one in raised)
-        found.append((float(C), deepcopy(model), not stopped))
+        found.append((C, deepcopy(model), not stopped))
     return found
 
 
@@ -166,22 +167,11 @@ def _chosen(probes: Sequence[LinearProbe], validation: Pair, width: int) -> Line
     """The probe that does best on the validation examples."""
     from .calibration_metrics import nll_of_logits
 
-    held_x = check_features(validation[0], width, "validation features")
-    held_y = check_labels(validation[1], held_x, "validation labels", len(probes[0].bias))
+    held_x, labels = check_pair(validation, width)
+    held_y = check_labels(labels, held_x, "validation labels", len(probes[0].bias))
 
     def merit(probe: LinearProbe) -> tuple[float, float]:
         logits = probe(held_x)
         return float((logits.argmax(axis=1) == held_y).mean()), -nll_of_logits(logits, held_y)
 
     return max(probes, key=merit)
-
-
-def check_labels(labels: np.ndarray, features: np.ndarray, name: str, classes: int | None = None) -> np.ndarray:
-    """Labels as int64 (N,), at least 0 and below `classes`, or an EbmhybridError that names them."""
-    values = np.asarray(labels)
-    if values.shape != (len(features),) or values.dtype.kind not in "iu":
-        raise EbmhybridError(f"{name} must be integers of shape ({len(features)},), got {values.dtype} {values.shape}")
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or (classes is not None and high >= classes):
-        raise EbmhybridError(f"{name} must lie in [0, {classes or 'K'}), got [{low}, {high}]")
-    return values.astype(np.int64)

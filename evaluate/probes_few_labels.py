@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ebmhybrid.errors import EbmhybridError
-
 from .feature_detectors import check_features
-from .probes import Standardiser, check_labels, linear_probe
+from .probes import Standardiser, linear_probe
+from .probes_checks import check_labels, whole_numbers
 
 PER_CLASS = (1, 2, 5, 10, 50, 100)
 DRAWS = 5
@@ -52,15 +51,13 @@ def few_label_curve(
     labels = check_labels(train_y, train, "train_y")
     test = check_features(test_x, train.shape[1], "test_x")
     wanted = check_labels(test_y, test, "test_y")
-    if draws < 2 or min(per_class, default=0) < 1:
-        raise EbmhybridError(f"need at least 2 draws of at least 1 example a class, got {draws} of {list(per_class)}")
-    if seed < 0:
-        raise EbmhybridError(f"seed must be at least 0, got {seed}")
+    (draws,), (seed,) = whole_numbers(draws, "draws", 2), whole_numbers(seed, "seed", 0)
+    counts = whole_numbers(per_class, "per_class", 1)
     standardise = Standardiser.of(train)
     rows, shown, orders = standardise(train), standardise(test), [shuffled(labels, seed, i) for i in range(draws)]
     most = min(map(len, orders[0]))
     found = []
-    for n in sorted(n for n in set(per_class) if n <= most):
+    for n in sorted(n for n in set(counts) if n <= most):
         chosen = [np.concatenate([members[:n] for members in order]) for order in orders]
         right = [_accuracy(rows[some], labels[some], shown, wanted) for some in chosen]
         row: dict[str, Any] = {"labels_per_class": n, "accuracy": float(np.mean(right))}

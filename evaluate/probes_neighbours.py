@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ebmhybrid.errors import EbmhybridError, UsageError, nearest
+from ebmhybrid.errors import UsageError, nearest
 
 from .feature_detectors import _unit as unit
 from .feature_detectors import check_features, in_blocks
-from .probes import check_labels
+from .probes_checks import check_labels, whole_numbers
 
 METRICS = ("cosine", "euclidean")
 NEIGHBOURS = (1, 5, 20)
@@ -47,11 +47,9 @@ def knn_probe(
     train = check_features(train_x, what="train_x")
     test = check_features(test_x, train.shape[1], "test_x")
     labels = check_labels(train_y, train, "train_y")
-    counts = (int(k),) if isinstance(k, (int, np.integer)) else tuple(k)
     if metric not in METRICS:
-        raise UsageError(f"unknown metric {metric!r}: {nearest(metric, METRICS)}")
-    if not counts or min(counts) < 1 or max(counts) > len(train):
-        raise EbmhybridError(f"k must lie in [1, {len(train)}], the number of training examples, got {list(counts)}")
+        raise UsageError(f"unknown metric {metric!r}: {nearest(str(metric), METRICS)}")
+    counts = whole_numbers(k, "k", 1, len(train))  # no more than there are neighbours
     classes, places = np.unique(labels, return_inverse=True)
     similar, found = neighbours(train, test, max(counts), metric)
     return {count: classes[_voted(places[found[:, :count]], similar[:, :count], len(classes))] for count in counts}

@@ -9,8 +9,9 @@ import numpy as np
 
 from ebmhybrid.errors import EbmhybridError
 
-from .feature_detectors import check_features
-from .probes import ALPHA_GRID, Pair, Standardiser
+from .feature_detectors import _LARGEST, check_features
+from .probes import ALPHA_GRID, Standardiser
+from .probes_checks import Pair, check_grid, check_pair
 
 
 @dataclass(frozen=True)
@@ -64,13 +65,13 @@ def ridge_probe(
     test = check_features(test_x, train.shape[1], "test_x")
     real = check_targets(test_t, test, "test_t")
     standardise = Standardiser.of(train)
-    rows, alphas = standardise(train), sorted(map(float, grid))
+    rows, alphas = standardise(train), check_grid(grid)
     if validation is None:
         model = RidgeCV(alphas=alphas).fit(rows, targets)
         alpha = float(model.alpha_)
     else:
-        held = check_features(validation[0], train.shape[1], "validation features")
-        held_t = check_targets(validation[1], held, "validation targets")
+        held, numbers = check_pair(validation, train.shape[1])
+        held_t = check_targets(numbers, held, "validation targets")
         fitted = {alpha: Ridge(alpha=alpha).fit(rows, targets) for alpha in alphas}
         errors = {alpha: _rmse(model.predict(standardise(held)), held_t) for alpha, model in fitted.items()}
         alpha = min(alphas, key=lambda alpha: errors[alpha])
@@ -86,11 +87,11 @@ def _rmse(found: np.ndarray, real: np.ndarray) -> float:
 
 
 def check_targets(targets: np.ndarray, features: np.ndarray, name: str) -> np.ndarray:
-    """Targets as float64 (N,), finite, or an EbmhybridError that names them."""
+    """Targets as float64 (N,), of squares that stay finite, or an EbmhybridError that names them."""
     values = np.asarray(targets)
     if values.shape != (len(features),) or values.dtype.kind not in "iuf":
         raise EbmhybridError(f"{name} must be numbers of shape ({len(features)},), got {values.dtype} {values.shape}")
     values = values.astype(np.float64)
-    if bad := int((~np.isfinite(values)).sum()):
-        raise EbmhybridError(f"{name} must be finite, got {bad} NaN or inf of {len(values)}")
+    if bad := int((~(np.abs(values) <= _LARGEST)).sum()):
+        raise EbmhybridError(f"{name} must be finite and at most {_LARGEST:g} in size, got {bad} beyond, NaN or inf")
     return values

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from .formats import count, number, percent
+from .formats import count, fixed, number, percent
 from .report_representation_figures import drawings_of
 from .report_representation_tables import (
     BITS,
@@ -19,6 +19,7 @@ from .report_representation_tables import (
     reconstruction_table,
     ridge_table,
 )
+from .representation_result import NO_CLASSES
 from .sections import Card, Line, Section, bounded
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ _TEXT = (
     "Features of a frozen encoder, measured by what simple predictors make of them: nothing of the encoder is trained "
     "here. Probes are fitted on the training set, and every figure is one of the test set."
 )
+_BASELINES = ("pixels", "counts")
 
 
 def representation_section(result: RepresentationResult, suite: SuiteResult | None = None) -> Section:
@@ -36,16 +38,23 @@ def representation_section(result: RepresentationResult, suite: SuiteResult | No
     made = (probe_table, few_label_table, ridge_table, ood_table, corruption_table, reconstruction_table)
     tables = (build(result) for build in made)
     notes = dict.fromkeys([*result.notes, *((suite.context.get("notes") or ()) if suite else ())])
+    plain = [NO_CLASSES] if NO_CLASSES in notes and result.of("ridge") else []  # as is usual where there are targets
     return Section(
         "representation",
         "Representations",
-        (_TEXT,),
-        tuple(f"{note[0].upper()}{note[1:]}." for note in notes),
+        (_TEXT, *map(_sentence, plain)),
+        tuple(_sentence(note) for note in notes if note not in plain),
         tuple(table for table in tables if table.rows or table.means),
         tuple(drawings_of(result)),
         tuple(_lines(result)),
         _card(result),
     )
+
+
+def _sentence(note: str) -> str:
+    """With a capital where it starts with a plain word, not with the name of a figure."""
+    word = note.partition(" ")[0]
+    return f"{note[:1].upper() if word.isalpha() else note[:1]}{note[1:]}."
 
 
 def _lines(result: RepresentationResult) -> Iterable[Line]:
@@ -66,7 +75,8 @@ def _lines(result: RepresentationResult) -> Iterable[Line]:
     for row in result.of("reconstruction"):
         for column in (LIKELIHOOD, BITS, MSE):
             if row.get(column.key) is not None:
-                yield Line(column.heading, column.cell(row).text, f"n={row['n']}")
+                kind = row["reconstruction" if column is MSE else "likelihood"]
+                yield Line(column.heading, column.cell(row).text, f"{kind}, n={row['n']}")
 
 
 def _probe_lines(result: RepresentationResult, name: str) -> Iterable[Line]:
@@ -79,16 +89,24 @@ def _probe_lines(result: RepresentationResult, name: str) -> Iterable[Line]:
         yield Line(f"kNN by k, {name}", shown, f"cosine, n={row['n']}")
     few = result.of("few_labels", name)
     for row in few[:1]:
-        shown = ", ".join(f"{row['labels_per_class']}: {percent(row['accuracy'])}" for row in few)
-        yield Line(f"labels a class, {name}", shown, f"linear probe, means of {row['draws']} draws, n={row['n']}")
+        shown = ", ".join(fixed(100 * row["accuracy"], 2) for row in few) + " %"
+        sizes = ", ".join(str(row["labels_per_class"]) for row in few)
+        note = f"with {sizes} a class, linear probe, means of {row['draws']} draws, n={row['n']}"
+        yield Line(f"few labels, {name}", shown, note)
 
 
 def _card(result: RepresentationResult) -> Card | None:
-    """The best linear probe, named as such."""
+    """The linear probe of the first representation, else its regression, beside that of a baseline."""
     rows = [row for row in result.of("probe") if row["probe"] == "linear"]
+    name, key = ("Linear probe", "accuracy") if rows else ("R²", "r2")
+    rows = rows or list(result.of("ridge"))
     if not rows:
         return None
-    row = max(rows, key=lambda row: float(row["accuracy"]))
-    which = f"{row['representation']}, the best of {len(rows)}" if len(rows) > 1 else row["representation"]
-    shown = f"95 % interval {100 * row['accuracy_low']:.2f} to {100 * row['accuracy_high']:.2f}, n = {count(row['n'])}"
-    return Card("Linear probe", percent(row["accuracy"]), f"{which}; {shown}")
+    shown = percent if key == "accuracy" else number
+    row, *others = rows
+    parts = [row["representation"]]
+    if key == "accuracy":
+        parts.append(f"95 % interval {100 * row['accuracy_low']:.2f} to {100 * row['accuracy_high']:.2f}")
+    parts.append(f"n = {count(row['n'])}")
+    parts += [f"baseline {r['representation']} {shown(r[key])}" for r in others if r["representation"] in _BASELINES]
+    return Card(name, shown(row[key]), "; ".join(parts))

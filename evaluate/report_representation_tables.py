@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from .representation_result import RepresentationResult, Row
 
 MODEL = "the model itself"
-LIKELIHOOD = bounded("log_likelihood", "log-likelihood", digits=2)
-BITS = bounded("bits_per_dimension", "bits per dimension", digits=3)
-MSE = bounded("mse", "mean square error", digits=5)
+LIKELIHOOD = bounded("log_likelihood", "log-likelihood", digits=2, stacked=True)
+BITS = bounded("bits_per_dimension", "bits per dimension", digits=3, stacked=True)
+MSE = bounded("mse", "mean square error", digits=5, stacked=True)
 NAME, N = Column("representation", "representation", "text"), Column("n", "n", "count")
 _N_TRAIN = Column("n_train", "n train", "count")
 
@@ -37,18 +37,19 @@ def probe_table(result: RepresentationResult) -> Table:
             line |= {f"knn{row['k']}{end}": row[f"accuracy{end}"] for end in ("", "_low", "_high")}
     columns = (
         NAME,
-        Column("dimension", "features", "count"),
-        bounded("accuracy", "linear probe", "percent"),
+        bounded("accuracy", "linear probe", "percent", stacked=True),
+        *(bounded(f"knn{k}", f"kNN, k = {k}", "percent", stacked=True) for k in neighbours),
         Column("nll", "NLL"),
         Column("ece_15", "ECE, 15 bins"),
-        Column("C", "C", "given"),
-        *(bounded(f"knn{k}", f"kNN, k = {k}", "percent") for k in neighbours),
         N,
         _N_TRAIN,
+        Column("dimension", "features", "count"),
+        Column("C", "C", "given"),
     )
     caption = (
         "Accuracy of multinomial logistic regression on standardised features, with the C that validation images chose "
-        "(1 without any), and of k nearest neighbours by cosine. In brackets 95 % Wilson intervals."
+        "(1 without any), and of k nearest neighbours by cosine. In brackets 95 % Wilson intervals. NLL, ECE and C "
+        "are the linear probe's."
     )
     return Table("Probes", caption, columns, tuple(found.values()))
 
@@ -141,8 +142,10 @@ def reconstruction_table(result: RepresentationResult) -> Table:
     """One row: the model's likelihood of the test set and how near its reconstructions come."""
     columns = (
         Column("set", "set", "text"),
+        Column("likelihood", "likelihood", "text"),
         LIKELIHOOD,
         BITS,
+        Column("reconstruction", "reconstruction", "text"),
         MSE,
         N,
     )

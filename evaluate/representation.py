@@ -23,7 +23,7 @@ from .corruption_sets import corrupted
 from .predictions import ImageSet, Progress, check_images, check_repeatable, set_name, taken
 from .probes import LinearProbe
 from .representation_features import Encoded, Encoder, Models, encoded
-from .representation_result import RepresentationResult, Row
+from .representation_result import NO_CLASSES, ONE_CLASS, RepresentationResult, Row
 from .representation_rows import (
     Bits,
     corruption_rows,
@@ -51,6 +51,8 @@ def evaluate_representation(
     targets: Targets | None = None,
     log_likelihood: Encoder | None = None,
     reconstruct: Encoder | None = None,
+    likelihood: str = "log-likelihood",
+    reconstruction: str = "reconstruction",
     samples: Tensor | None = None,
     bits: Bits | None = None,
     corruptions: bool = False,
@@ -64,7 +66,8 @@ def evaluate_representation(
 
     Arguments:
         encoders: name -> callable from images to features (N, D); more dimensions are flattened. Modules, bound methods
-            of modules and partials of these are put into eval mode; other functions are called as they are.
+            of modules and partials of these are put into eval mode; other functions are called as they are. The first
+            one is the main representation, which the report has at its head; "pixels" and "counts" are baselines.
         train, test: labelled sets of (images, labels), or of (tokens int64 (N, L), labels). With labels of a single
             class there are no probes of classes.
         validation: chooses the strength of the linear probe's penalty.
@@ -73,6 +76,8 @@ def evaluate_representation(
             sets' own `.targets` where both have them.
         log_likelihood: inputs -> (N,), nats; low for OOD.
         reconstruct: images -> images in [0, 1].
+        likelihood, reconstruction: what kind these are, such as "log p(x), quantised to 17 levels" or "drawn from
+            p(x|z)"; `ebmhybrid compare` compares figures of equal kinds alone.
         samples: (M, C, H, W) in [0, 1], for a picture of the first 100.
         bits: log-likelihoods (N,) -> bits per dimension (N,), or None where there are none.
         corruptions: whether to measure the linear probes on corrupted test images too.
@@ -112,18 +117,15 @@ def evaluate_representation(
         _check_corruptible(seen.test, probes)
         rows += corruption_rows(probes, seen.test, _corrupted(alone, test, seed, **shared))
     if log_likelihood is not None or reconstruct is not None:
-        rows.append(reconstruction_row(seen.test, bits))
+        rows.append(reconstruction_row(seen.test, bits, likelihood, reconstruction))
     if not rows:
-        raise EbmhybridError(f"nothing to measure: {_ONE_CLASS}, and there are no targets and no OOD sets")
+        raise EbmhybridError(f"nothing to measure: {ONE_CLASS}, and there are no targets and no OOD sets")
     notes = [f"at most {train_limit} training examples were used"] if train_limit is not None else []
-    notes += [f"no probes of classes: {_ONE_CLASS}"] if not probes else []
+    notes += [NO_CLASSES] if not probes else []
     notes += [f"the linear probe of {name} did not converge" for name, probe in probes.items() if not probe.converged]
     about = {"sets": seen.described(), "representations": seen.widths, "train_limit": train_limit, "seed": seed}
     pictures = None if samples is None else samples[:_MOST_SAMPLES].detach().cpu().float().numpy()
     return RepresentationResult(tuple(rows), about, tuple(notes), scores, seen.test.pairs, pictures)
-
-
-_ONE_CLASS = "the training labels are of one class"
 
 
 @dataclass(frozen=True)
@@ -225,7 +227,7 @@ def _check_corruptible(test: Encoded, probes: Mapping[str, LinearProbe]) -> None
     if len(test.shape) != 3:
         raise EbmhybridError(f"set {test.name!r}: corruptions are made of images, and its examples are of {test.shape}")
     if not probes:
-        raise EbmhybridError(f"corruptions are measured by the linear probe, and {_ONE_CLASS}")
+        raise EbmhybridError(f"corruptions are measured by the linear probe, and {ONE_CLASS}")
     check_sides(test.shape)
 
 

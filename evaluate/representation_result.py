@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from .sections import Section
 
 Row = dict[str, Any]
+ONE_CLASS = "the training labels are of one class"
+NO_CLASSES = f"no probes of classes: {ONE_CLASS}"
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class RepresentationResult:
                 :class:`ebmhybrid.evaluate.ood.OODResult` has.
             corruptions: corruption, severity and what :class:`ebmhybrid.evaluate.corruptions.CorruptionResult` has, of
                 the linear probe.
-            reconstruction: log_likelihood with its standard error `_error` and 95 % interval, bits_per_dimension, mse.
+            reconstruction: log_likelihood with its standard error `_error` and 95 % interval, bits_per_dimension, mse;
+                likelihood and reconstruction are their kinds.
         about: sets (role, name, n, notes and digest of each), representations (name -> dimension), seed.
         notes: what a reader of the figures has to know.
         scores: scores of OOD detection, "<representation> <score>" on every set; None without OOD sets.

@@ -111,16 +111,16 @@ def _cell(name: str, probe: LinearProbe, data: Encoded, clean: Encoded, kind: st
     return corruption_row(predictions, clean.name, kind, severity, "clean" if kind == "none" else "generated", None)
 
 
-def reconstruction_row(test: Encoded, bits: Bits | None) -> Row:
-    """Log-likelihood, bits per dimension and squared error of the test set."""
+def reconstruction_row(test: Encoded, bits: Bits | None, likelihood: str, reconstruction: str) -> Row:
+    """Log-likelihood, bits per dimension and squared error of the test set, and of what kinds they are."""
     row: Row = {"group": "reconstruction", "representation": None, "set": test.name, "n": len(test)}
     if test.log_likelihood is not None:
-        row |= _mean("log_likelihood", test.log_likelihood)
+        row |= {"likelihood": likelihood} | _mean("log_likelihood", test.log_likelihood)
         each = None if bits is None else bits(torch.from_numpy(test.log_likelihood))
         if each is not None and not np.isnan(values := _numbers(each, len(test))).any():
             row |= _mean("bits_per_dimension", values)
     if test.squared_error is not None:
-        row |= _mean("mse", test.squared_error)
+        row |= {"reconstruction": reconstruction} | _mean("mse", test.squared_error)
     return row
 
 

@@ -39,6 +39,7 @@ class Column:
         low, high: keys of an interval's bounds, shown beside the value where a row has them; "" for none.
         scale: what a "number" is multiplied by where it is shown; it sorts as it is.
         wrap: long text that may break over lines.
+        stacked: the interval stands below the value, on a page.
     """
 
     key: str
@@ -49,6 +50,7 @@ class Column:
     high: str = ""
     wrap: bool = False
     scale: float = 1.0
+    stacked: bool = False
 
     @property
     def numeric(self) -> bool:
@@ -80,9 +82,11 @@ class Column:
         return interval(self.scale * value, low, high, self.digits)
 
 
-def bounded(key: str, heading: str, kind: str = "number", digits: int = 4, scale: float = 1.0) -> Column:
+def bounded(
+    key: str, heading: str, kind: str = "number", digits: int = 4, scale: float = 1.0, stacked: bool = False
+) -> Column:
     """A column with the interval `<key>_low` to `<key>_high`."""
-    return Column(key, heading, kind, digits, f"{key}_low", f"{key}_high", scale=scale)
+    return Column(key, heading, kind, digits, f"{key}_low", f"{key}_high", scale=scale, stacked=stacked)
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from benchmarks import __main__ as everything
-from benchmarks import evaluate, harness, kernel, loss, profile_step, sgld, startup, train_step
-from ebmhybrid import HDGELoss
+from benchmarks import evaluate, harness, kernel, loss, profile_step, representation, sgld, startup, train_step
+from ebmhybrid import HDGELoss, load_recipe
 from ebmhybrid.data import ImageSet
 from ebmhybrid.sampling import ReplayBuffer, UniformStart
 
@@ -183,3 +183,39 @@ def test_all_benchmarks_run_one_after_the_other_and_a_failure_is_not_hidden(tmp_
     assert "`benchmarks.kernel` failed." in text
     assert "failed: kernel" in capsys.readouterr().out
     assert everything.main(["--out", str(tmp_path), "--only", "loss", "--quick"]) == 0
+
+
+@pytest.mark.parametrize("table", representation.TABLES)
+def test_each_row_of_a_table_of_representations_is_a_recipe(table: str) -> None:
+    recipe, settings, common = representation.TABLES[table]
+    assert len({str(load_recipe(recipe, [*common, *changes]).model_dump()) for changes in settings.values()}) == len(
+        settings
+    )
+
+
+def test_a_table_of_representations_goes_on_and_refuses_runs_of_other_settings(tmp_path, monkeypatch, capsys) -> None:
+    small = ["model.options={latent: 3, width: 4}", "training.max_steps=2", "training.batch_size=256"]
+    row = (["objectives", "--rows", "MIM", "cMIM", "--seeds", "1", "--runs", str(tmp_path)], small)
+
+    def table(arguments: list[str], changes: list[str]) -> str:
+        monkeypatch.setattr("sys.argv", ["representation", *arguments, "--set", *changes])
+        representation.main()
+        return capsys.readouterr().out
+
+    first = table(*row)
+    assert "| cMIM less MIM |" in first
+    assert "kNN mean %" in first
+    weights = sorted(tmp_path.rglob("last.safetensors"))
+    assert len(weights) == 2
+    written = [path.stat().st_mtime_ns for path in weights]
+    assert table(*row) == first  # nothing is trained again
+    assert [path.stat().st_mtime_ns for path in weights] == written
+    with pytest.raises(SystemExit, match="was trained by other settings"):
+        table(row[0], [*small[1:], "model.options={latent: 2, width: 4}"])
+
+
+def test_differences_are_of_the_same_seed() -> None:
+    rows = {"MIM": [{"a %": 1.0}, {"a %": 5.0}], "cMIM": [{"a %": 2.0}, {"a %": 6.0}]}
+    assert "| cMIM less MIM | 1.00 ± 0.00 |" in representation.against(rows, "MIM")
+    assert "| MIM | 3.00 ± 2.83 |" in representation.written(rows)
+    assert "| – |" in representation.written({**rows, "none": [{}, {}]})

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import scipy.linalg
 import torch
 from click.testing import CliRunner, Result
 from torch import nn
@@ -22,7 +23,8 @@ from ebmhybrid.models import NormalizedClassifier, WideResNet
 from ebmhybrid.models.autoencoder import Autoencoder
 from ebmhybrid.models.image_transformer import ImageTransformer
 from ebmhybrid.models.sequence_autoencoder import SequenceAutoencoder
-from ebmhybrid.probing import DRAWN_TOKENS, offered, probe_run, representations_of
+from ebmhybrid.offers import DRAWN_TOKENS, offered, representations_of
+from ebmhybrid.probing import probe_run
 from ebmhybrid.recipe import load_recipe
 from ebmhybrid.runs import open_run, splits_of
 from ebmhybrid.training import load_model
@@ -180,13 +182,34 @@ def test_figures_of_an_autoencoder_by_hand(folder, probed) -> None:
     assert row["log_likelihood"] == pytest.approx(likelihood.mean().item(), rel=1e-5)
     assert row["bits_per_dimension"] == pytest.approx(-likelihood.mean().item() / (64 * math.log(2)), rel=1e-5)
     assert row["mse"] == pytest.approx((shown - images).square().mean().item(), rel=1e-5)
-    generator = torch.Generator().manual_seed(0)
+    # Draws near the codes: a normal distribution with the mean and the covariance of those of training images.
+    with torch.no_grad():
+        means = model.encode(splits.train.take(1000).images.float() / 255).mean.double()
+        centred = means - means.mean(0)
+        covariance = centred.T @ centred / (len(means) - 1)
+        noise = torch.randn(100, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        drawn = means.mean(0) + noise @ torch.from_numpy(scipy.linalg.sqrtm(covariance.numpy()).real)
+        expected = model.mean_image(drawn.float())
     samples = torch.from_numpy(result.representation.samples)
-    assert torch.allclose(samples, model.sample(100, generator), atol=1e-6)
+    assert torch.allclose(samples, expected, atol=1e-5)
+    note = f"samples are decoded from a normal distribution fitted to the codes of {len(means)} training images"
+    assert note in result.context["notes"]
     groups = {row["group"] for row in result.representation.rows}
     assert groups == {"probe", "few_labels", "ood", "reconstruction"}
     assert {row["score"] for row in result.representation.of("ood")} == {"knn", "mahalanobis", "log_likelihood"}
     assert result.representation.of("ood")[0]["n"] == 10
+
+
+def test_samples_of_a_vae_are_drawn_from_the_prior(folder) -> None:
+    opened = open_run(folder / "auto")
+    train = splits_of(opened.recipe, opened.weights, "data", False).train
+    recipe = load_recipe(folder / "auto" / "config.yaml", ["objective={latent: {generative: vae}}"])
+    offer = offered(replace(opened, recipe=recipe), 0, train)
+    expected = opened.model.sample(100, torch.Generator().manual_seed(0))
+    assert torch.equal(offer.samples(), expected)
+    assert len(offer.notes) == 1
+    one = offered(opened, 0, train.select([0, 0]))  # codes that do not vary: their image alone
+    assert len(one.samples().flatten(1).unique(dim=0)) == 1
 
 
 def test_figures_of_an_image_transformer_by_hand(folder, probed) -> None:

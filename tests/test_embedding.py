@@ -389,6 +389,27 @@ def test_the_last_of_several_calls_of_a_layer_counts() -> None:
     assert close(found, layer(layer(x)).detach())
 
 
+@pytest.mark.parametrize("kind", ["layer", "number", "method"])
+def test_only_a_method_hidden_stands_for_decode(kind) -> None:
+    class Decoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.out = nn.Linear(3, 4)
+            if kind != "method":
+                self.hidden = nn.Linear(3, 5) if kind == "layer" else 8
+
+        def decode(self, z: Tensor) -> Tensor:
+            return self.out(z)
+
+    class WithMethod(Decoder):
+        def hidden(self, z: Tensor) -> Tensor:
+            return 2 * z
+
+    x, decoder = torch.rand(2, 3), WithMethod() if kind == "method" else Decoder()
+    found = informative_embedding(lambda x: x, decoder.decode, x)
+    assert close(found, 2 * x if kind == "method" else decoder.out(x).detach())
+
+
 # --- what can be wrong ----------------------------------------------------------------------------------------------
 
 
@@ -414,6 +435,14 @@ def test_wrong_input_is_said_with_its_value() -> None:
     wrong("row 1 has no position", same, same, seq, mask=torch.tensor([[1, 0, 0, 0], [0, 0, 0, 0]]))
     wrong("decoder must take z, or z and x, got one that takes a, b, c", same, lambda a, b, c: a, x)
     wrong("decoder must return a tensor or .* got int", same, lambda z: 3, x)
+    wrong("hidden states must be floating point, got torch.int64", same, lambda z: z.long(), x)
+    wrong("layer must be a module, its dotted name or None, got 3", same, model, x, layer=3)
+    wrong(r"mask must be a tensor \(N, L\) or None, got list", same, same, seq, mask=[1])
+    wrong(r"pool must return floating point \(2, D\), got list", same, same, seq, pool=lambda h, m: h.tolist())
+    wrong(r"pool must return .* got torch.int64 \(2, 3\)", same, same, seq, pool=lambda h, m: h[:, 0].long())
+    wrong(r"pool must return .* got torch.float32 \(1, 3\)", same, same, seq, pool=lambda h, m: h[:1, 0])
+    takes_tokens = "x cannot teach the decoder, which takes tokens, got torch.float32: give it a target"
+    wrong(takes_tokens, same, lambda tokens, memory: memory, x)
     wrong("encoder must return a tensor or .* got NoneType", lambda x: None, same, x)
     wrong("x must be a tensor, or arguments that begin with one, got str", same, same, "CCO")
     wrong("x must be a tensor, .* got NoneType", same, same, {"attention_mask": x})

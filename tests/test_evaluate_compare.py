@@ -8,6 +8,7 @@ import json
 import os
 import random
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -426,11 +427,25 @@ def test_the_second_schema_is_read_too(written: Callable[..., list[Path]]) -> No
     assert compare_results(written(lambda content: content.update(schema_version="2"))).notes == ()
 
 
+def test_a_run_stands_for_the_newest_of_its_evaluations_and_probes(
+    written: Callable[..., list[Path]], tmp_path: Path
+) -> None:
+    first, second = written()
+    for time, kind in enumerate(("eval", "probe", "probe", "eval")):
+        folder = tmp_path / "run" / kind / str(time)
+        folder.mkdir(parents=True)
+        file = shutil.copy(second / "results.json", folder)
+        os.utime(file, ns=(time, time))
+        assert compare_results([first, tmp_path / "run"]).runs[1].path == Path(file)
+
+
 def test_paths_that_lead_nowhere_are_named(written: Callable[..., list[Path]], tmp_path: Path) -> None:
     with pytest.raises(EbmhybridError, match=r"nowhere: no such file or folder"):
         compare_results([written()[0], tmp_path / "nowhere"])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(EbmhybridError, match=r"empty: no evaluation there, neither results\.json nor eval/"):
+    with pytest.raises(
+        EbmhybridError, match=r"empty: no evaluation there, neither results\.json nor eval/\*/ nor probe/"
+    ):
         compare_results([written()[0], tmp_path / "empty"])
 
 

@@ -175,6 +175,7 @@ def test_one_test_example_one_feature_and_two_training_examples_are_enough() -> 
 
 
 X, Y = np.arange(8.0).reshape(4, 2), np.array([0, 0, 1, 1])
+BEYOND_INT64 = np.array([0, 0, 1, 2**63], dtype=np.uint64)
 BAD = {
     "train_x must be finite": lambda: linear_probe(np.where(X == 3, np.nan, X), Y, X),
     "test_x must be finite": lambda: linear_probe(X, Y, np.where(X == 3, np.inf, X)),
@@ -183,23 +184,39 @@ BAD = {
     "test_x must have the 2 columns": lambda: linear_probe(X, Y, X[:, :1]),
     r"train_y must be integers of shape \(4,\), got float64": lambda: linear_probe(X, Y.astype(float), X),
     r"train_y must be integers of shape \(4,\), got int64 \(3,\)": lambda: linear_probe(X, Y[:3], X),
-    r"train_y must lie in \[0, K\), got \[-1, 0\]": lambda: linear_probe(X, Y - 1, X),
+    r"train_y must lie in \[0, 65536\), got \[-1, 0\]": lambda: linear_probe(X, Y - 1, X),
     r"train_y must lie in \[0, 1\), got 1": lambda: linear_probe(X, Y, X, num_classes=1),
     r"validation labels must lie in \[0, 2\), got \[0, 2\]": lambda: linear_probe(X, Y, X, (X, 2 * Y)),
     "validation features must have the 2 columns": lambda: linear_probe(X, Y, X, (X[:, :1], Y)),
     r"test_x are empty": lambda: linear_probe(X, Y, X[:0]),
     r"train_x must be a float32 or float64 array of shape \(N, D\), got int64": lambda: knn_probe(X.astype(int), Y, X),
-    r"k must lie in \[1, 4\], the number of training examples, got \[5\]": lambda: knn_probe(X, Y, X, 5),
-    r"k must lie in \[1, 4\], the number of training examples, got \[0, 1\]": lambda: knn_probe(X, Y, X, (0, 1)),
-    r"k must lie in \[1, 4\], the number of training examples, got \[\]": lambda: knn_probe(X, Y, X, ()),
+    r"train_y must lie in \[0, 65536\), got \[0, 1000000000\]": lambda: linear_probe(X, Y * 10**9, X),
+    r"train_y must lie in \[0, 65536\), got \[0, 9223372036854775808\]": lambda: linear_probe(X, BEYOND_INT64, X),
+    r"num_classes must be whole numbers of at least 1, got 2\.5": lambda: linear_probe(X, Y, X, num_classes=2.5),
+    r"grid must hold finite numbers above 0, got \(\)": lambda: linear_probe(X, Y, X, (X, Y), grid=()),
+    r"grid must hold finite numbers above 0, got \[-1\]": lambda: ridge_probe(X, Y, X, Y, grid=[-1]),
+    r"validation must be a pair of features and labels or targets, got 1 values": lambda: linear_probe(X, Y, X, (X,)),
+    r"validation must be a pair .*, got ndarray": lambda: ridge_probe(X, Y, X, Y, X),
+    r"k must be whole numbers from 1 to 4, got 5": lambda: knn_probe(X, Y, X, 5),
+    r"k must be whole numbers from 1 to 4, got \(0, 1\)": lambda: knn_probe(X, Y, X, (0, 1)),
+    r"k must be whole numbers from 1 to 4, got \(\)": lambda: knn_probe(X, Y, X, ()),
+    r"k must be whole numbers from 1 to 4, got 2\.5": lambda: knn_probe(X, Y, X, 2.5),
+    r"k must be whole numbers from 1 to 4, got 'a'": lambda: knn_probe(X, Y, X, "a"),
+    r"k must be whole numbers from 1 to 4, got None": lambda: knn_probe(X, Y, X, None),
+    r"k must be whole numbers from 1 to 4, got True": lambda: knn_probe(X, Y, X, True),
+    "unknown metric None": lambda: knn_probe(X, Y, X, 1, None),
     "unknown metric 'cosin': did you mean 'cosine'": lambda: knn_probe(X, Y, X, 1, "cosin"),
     r"train_t must be numbers of shape \(4,\), got float64 \(4, 2\)": lambda: ridge_probe(X, X, X, Y),
-    "test_t must be finite, got 4 NaN": lambda: ridge_probe(X, Y, X, np.full(4, np.nan)),
+    r"test_t must be finite and at most 1e\+100 in size, got 4": lambda: ridge_probe(X, Y, X, np.full(4, np.nan)),
+    r"train_t must be finite .*, got 2 beyond": lambda: ridge_probe(X, Y * 1e300, X, Y),
     "at least 2 training examples": lambda: ridge_probe(X[:1], Y[:1], X, Y),
     r"validation targets must be numbers of shape \(4,\)": lambda: ridge_probe(X, Y, X, Y, (X, Y[:3])),
-    "at least 2 draws of at least 1 example a class, got 1": lambda: few_label_curve(X, Y, X, Y, draws=1),
-    r"at least 1 example a class, got 5 of \[0, 2\]": lambda: few_label_curve(X, Y, X, Y, (0, 2)),
-    "seed must be at least 0, got -1": lambda: few_label_curve(X, Y, X, Y, seed=-1),
+    "draws must be whole numbers of at least 2, got 1": lambda: few_label_curve(X, Y, X, Y, draws=1),
+    r"draws must be whole numbers of at least 2, got 2\.5": lambda: few_label_curve(X, Y, X, Y, draws=2.5),
+    r"per_class must be whole numbers of at least 1, got \(0, 2\)": lambda: few_label_curve(X, Y, X, Y, (0, 2)),
+    r"per_class must be whole numbers of at least 1, got \(1\.5,\)": lambda: few_label_curve(X, Y, X, Y, (1.5,)),
+    "seed must be whole numbers of at least 0, got -1": lambda: few_label_curve(X, Y, X, Y, seed=-1),
+    "seed must be whole numbers of at least 0, got None": lambda: few_label_curve(X, Y, X, Y, seed=None),
     "at least 2 classes": lambda: few_label_curve(X, 0 * Y, X, Y),
 }
 
@@ -445,6 +462,16 @@ def test_each_set_is_encoded_once_in_eval_mode_and_modes_return() -> None:
     )
 
 
+@pytest.mark.parametrize("kind", [lambda m: m, lambda m: m.mean, lambda m: partial(m.mean, scale=1.0)])
+def test_a_module_is_found_behind_each_kind_of_callable(kind: Callable[[Encoder], Any]) -> None:
+    """In training mode dropout would set half of the features to 0."""
+    encoder = Encoder()
+    found = encoded(Models({"a": kind(encoder)}), TEST).features["a"]
+    with torch.no_grad():
+        wanted = encoder.eval()(torch.cat([x for x, _ in TEST])).numpy()
+    assert found == pytest.approx(wanted, abs=1e-5)
+
+
 def test_modes_return_after_an_error_too() -> None:
     encoder = Encoder()
     with pytest.raises(RuntimeError):
@@ -485,7 +512,9 @@ def test_inputs_go_to_the_first_device_that_a_module_shows(monkeypatch: pytest.M
     monkeypatch.setattr(Models, "modules", lambda self: [first, second])
     encoded(models, TEST)
     encoded(models, TEST, device=torch.float32)  # type: ignore[arg-type]
-    assert seen == [torch.float32] * 2 + [torch.float64] * 2 + [torch.float32] * 2
+    known[second] = torch.float32
+    encoded(models, TEST, device=torch.float64)  # type: ignore[arg-type]
+    assert seen == [torch.float32] * 2 + [torch.float64] * 2 + [torch.float32] * 2 + [torch.float64] * 2
 
 
 def _flat(x: Tensor) -> Tensor:
@@ -506,6 +535,10 @@ def _with_nan(x: Tensor) -> Tensor:
     return z
 
 
+def _with_late_nan(x: Tensor) -> Tensor:
+    return _with_nan(x) if len(x) > 10 else _flat(x)
+
+
 TRAIN, TEST = _images()
 WRONG: dict[str, Callable[[], Any]] = {
     "no representation was given": lambda: evaluate_representation({}, TRAIN, TEST),
@@ -521,6 +554,7 @@ WRONG: dict[str, Callable[[], Any]] = {
     r"set 'train': representation 'a' must be finite, got nan at example 2": lambda: evaluate_representation(
         {"a": _with_nan}, TRAIN, TEST
     ),
+    "must be finite, got nan at example 12$": lambda: evaluate_representation({"a": _with_late_nan}, TRAIN, TEST),
     r"representation 'a' must be floating point of shape \(10, D\), got torch.float32 \(10,\)": lambda: (
         evaluate_representation({"a": lambda x: x.flatten(1).sum(1)}, TRAIN, TEST)
     ),
@@ -656,7 +690,7 @@ def test_ood_rows_are_distances_to_training_features_and_the_models_likelihood(m
     assert row["fpr95_id_positive"] == pytest.approx(fpr95_id_positive(*likelihood), abs=0.01)
     assert (row["n"], row["n_id"], row["n_ood"], row["set"]) == (120, 120, 120, "dark")
     means = [row for row in measured.of("ood") if "n_sets" in row]
-    assert [row["ood_set"] for row in means] == ["macro mean"] * 5
+    assert [(row["ood_set"], row["n"], row["n_ood"]) for row in means] == [("macro mean", 120, 240)] * 5
     assert measured.scores is not None
     assert measured.scores.ood_scores["dark"]["log_likelihood"] == pytest.approx(likelihood[1], rel=1e-5)
 
@@ -757,9 +791,15 @@ def test_labels_of_one_class_leave_probes_of_classes_out() -> None:
     assert {row["group"] for row in found.rows} == {"ridge"}
     assert found.notes == ("no probes of classes: the training labels are of one class",)
     assert "R², counts" in found.table()
-    assert found.section.card is None
+    card = found.section.card
+    assert card is not None
+    assert (card.name, card.value) == ("R²", f"{found.rows[0]['r2']:.4f}")
+    assert "No probes of classes: the training labels are of one class." in found.section.text
+    assert found.section.warnings == ()
     without = evaluate_representation({"counts": _counts}, replace(data, targets=None), data, ood_sets={"x": data})
     assert {row["group"] for row in without.rows} == {"ood"}
+    assert without.section.card is None
+    assert without.section.warnings == ("No probes of classes: the training labels are of one class.",)
 
 
 def test_train_limit_takes_the_sets_own_subset() -> None:
@@ -774,10 +814,10 @@ def test_train_limit_takes_the_sets_own_subset() -> None:
 
 
 def test_fewer_training_examples_than_neighbours_leave_large_k_out() -> None:
-    small = [(x[:6], y[:6]) for x, y in TRAIN[:1]]
+    small = [(x[:5], y[:5]) for x, y in TRAIN[:1]]
     found = evaluate_representation({"a": _flat}, small, TEST)
     assert [row["k"] for row in found.of("probe")[1:]] == [1, 5]
-    assert [row["labels_per_class"] for row in found.of("few_labels")] == [1, 2]
+    assert [row["labels_per_class"] for row in found.of("few_labels")] == [1]
 
 
 def test_a_test_label_that_training_lacks_counts_as_wrong_and_has_no_nll() -> None:
@@ -876,18 +916,88 @@ def test_table_says_each_figure_with_its_n(measured: RepresentationResult) -> No
     assert of_representation(measured).table() == text
     linear = measured.of("probe", "pixels")[0]
     assert re.search(rf"^linear probe, pixels +{100 * linear['accuracy']:.2f} %.*C=\S+, n=120$", text, flags=re.M)
-    for start in ("kNN by k, pixels", "labels a class, pixels", "R², pixels", "AUROC knn, macro mean", "bits per dim"):
+    for start in ("kNN by k, pixels", "few labels, pixels", "R², pixels", "AUROC knn, macro mean", "bits per dim"):
         assert re.search(rf"^{re.escape(start)}.*n=120", text, flags=re.M), start
     assert "log_likelihood, macro mean" in text
     assert len(re.findall("^AUROC", text, flags=re.M)) == 5
 
 
-def test_the_card_names_the_best_linear_probe(measured: RepresentationResult) -> None:
-    card = measured.section.card
+def test_the_card_is_of_the_first_representation_beside_the_baseline(measured: RepresentationResult) -> None:
+    """Not of the best one, which the test set would have chosen."""
+    first = {name: lambda x: x for name in ("a", "pixels")} | {"a": lambda x: x[:, :, :1, :1]}
+    found = evaluate_representation(first, TRAIN, TEST, few_labels=False)
+    linear = [row for row in found.of("probe") if row["probe"] == "linear"]
+    assert linear[0]["accuracy"] < linear[1]["accuracy"]
+    card = found.section.card
     assert card is not None
-    best = max(row["accuracy"] for row in measured.of("probe") if row["probe"] == "linear")
-    assert card.value == f"{100 * best:.2f} %"
-    assert card.note.startswith("pixels, the best of 2; 95 % interval")
+    assert card.value == f"{100 * linear[0]['accuracy']:.2f} %"
+    assert card.note.startswith("a; 95 % interval")
+    assert card.note.endswith(f"n = 24; baseline pixels {100 * linear[1]['accuracy']:.2f} %")
+    alone = measured.section.card
+    assert alone is not None
+    assert alone.note.startswith("pixels; ")
+    assert "baseline" not in alone.note
+
+
+def test_notes_begin_with_a_capital_unless_a_figures_name_does(measured: RepresentationResult) -> None:
+    notes = ("log_likelihood is exact", "reconstructions are drawn")
+    assert replace(measured, notes=notes).section.warnings == ("log_likelihood is exact.", "Reconstructions are drawn.")
+
+
+def test_few_labels_of_all_sizes_leave_the_last_column_in_line(measured: RepresentationResult) -> None:
+    about = {
+        "group": "few_labels",
+        "representation": "pixels",
+        "n": 120,
+        "draws": 5,
+        "accuracy": 1.0,
+        "accuracy_std": 0.0,
+    }
+    rows = [row for row in measured.rows if row["group"] != "few_labels"]
+    rows += [about | {"labels_per_class": n} for n in PER_CLASS]
+    lines = replace(measured, rows=tuple(rows)).table().splitlines()
+    (few,) = (line for line in lines if line.startswith("few labels, pixels"))
+    (linear,) = (line for line in lines if line.startswith("linear probe, pixels"))
+    assert few.index("with 1, 2, 5, 10, 50, 100 a class") == linear.index("NLL")
+
+
+def test_bars_of_few_labels_end_at_all_right(measured: RepresentationResult) -> None:
+    rows = tuple(row | {"accuracy": 0.98, "accuracy_std": 0.3} for row in measured.of("few_labels"))
+    (axes,) = plots_representation.figure("few-labels", replace(measured, rows=rows)).axes
+    assert axes.get_ylim()[1] == 1
+    ends = [end for container in axes.containers for bar in container[2][0].get_segments() for end in bar[:, 1]]
+    assert max(ends) == pytest.approx(1)
+    assert min(ends) == pytest.approx(0.68)
+
+
+def test_ood_figure_has_a_colour_a_representation_and_a_marker_a_score(measured: RepresentationResult) -> None:
+    (axes,) = plots_representation.figure("ood", measured).axes
+    styles = {one.get_label(): (one[0].get_color(), one[0].get_marker()) for one in axes.containers}
+    pixels, other = (
+        [style for label, style in styles.items() if label.startswith(f"{start}")] for start in ("pix", "<")
+    )
+    assert len(pixels) == len(other) == 2
+    assert {colour for colour, _ in pixels}.isdisjoint(colour for colour, _ in other)
+    assert all(len({colour for colour, _ in some}) == 1 for some in (pixels, other))
+    assert [marker for _, marker in pixels] == [marker for _, marker in other]
+    assert len({marker for _, marker in styles.values()}) == 3
+    legend = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert len(legend) == 3 + 3
+    assert {"the model itself", "pixels", "knn", "mahalanobis", "log_likelihood"} < set(legend)
+
+
+def test_intervals_of_probes_stand_below_their_values_on_the_page(
+    measured: RepresentationResult, tmp_path: Path
+) -> None:
+    page = (of_representation(measured).save(tmp_path / "a") / "report.html").read_text()
+    assert re.search(r'<td class="stacked"[^>]*>[\d.]+ %\n\[[\d.]+, [\d.]+\]</td>', page)
+    table = measured.section.tables[0]
+    assert [column.heading for column in table.shown][1:5] == [
+        "linear probe",
+        "kNN, k = 1",
+        "kNN, k = 5",
+        "kNN, k = 20",
+    ]
 
 
 def test_names_of_figures_in_long_tables() -> None:
@@ -934,6 +1044,39 @@ def test_two_results_are_compared_and_the_better_one_is_marked(tmp_path: Path) -
     assert "z: linear probe" in rows
     assert "★" not in rows
     assert "☆" not in rows
+
+
+def test_likelihoods_and_reconstructions_are_compared_among_equal_kinds_alone(tmp_path: Path) -> None:
+    kinds = {"a": ("log p(x)", "drawn"), "b": ("log p(x|z)", "drawn"), "c": ("log p(x)", "mean")}
+    results = {}
+    for i, (name, (likelihood, reconstruction)) in enumerate(kinds.items(), 1):
+        found = evaluate_representation(
+            {"z": _flat},
+            TRAIN,
+            TEST,
+            few_labels=False,
+            log_likelihood=lambda x, i=i: -i * x.sum((1, 2, 3)),  # type: ignore[misc]
+            reconstruct=lambda x, i=i: x / (1 + i),  # type: ignore[misc]
+            likelihood=likelihood,
+            reconstruction=reconstruction,
+        )
+        digests = {"sets": [one | {"digest": "1f"} for one in found.about["sets"]]}
+        note = f"p(x) of {name}" if name == "c" else "p(x) of the two"
+        found = replace(found, about={**found.about, **digests})
+        results[name] = of_representation(found, {"model": name}, [note])
+    compared = compare_results(_written(results, tmp_path))
+    tables = {table.title.partition(": ")[2]: table for table in compared.sections[1].tables}
+    likelihoods = {row["name"]: row for row in tables["log-likelihood, higher is better"].rows}
+    assert likelihoods.keys() == {"log p(x)", "log p(x|z)"}
+    assert "★" in likelihoods["log p(x)"]["run0"].text
+    assert likelihoods["log p(x)"].keys().isdisjoint({"run1"})
+    assert "★" not in likelihoods["log p(x|z)"]["run1"].text
+    errors = {row["name"]: row for row in tables["mean square error of reconstructions, lower is better"].rows}
+    assert {name: [key for key in row if key.startswith("run")] for name, row in errors.items()} == {
+        "drawn": ["run0", "run1"],
+        "mean": ["run2"],
+    }
+    assert "a, b: p(x) of the two.\n\nc: p(x) of c." in compared.table()
 
 
 def test_a_representation_stands_beside_a_classifiers_evaluation(

@@ -80,6 +80,8 @@ def test_nt_xent_knows_no_length_no_order_and_no_side() -> None:
     order = torch.tensor([3, 0, 4, 1, 2])
     torch.testing.assert_close(nt_xent_loss(anchors[order], positives[order]), loss)
     torch.testing.assert_close(nt_xent_loss(3 * anchors, 0.1 * positives), loss)
+    anchors32, positives32 = 1e-30 * anchors.float(), 1e25 * positives.float()
+    torch.testing.assert_close(nt_xent_loss(anchors32, positives32), loss.float(), rtol=1e-5, atol=1e-5)
     assert nt_xent_loss(anchors, positives[order]) != loss
 
 
@@ -108,17 +110,25 @@ def test_infinite_and_undefined_values_are_not_hidden() -> None:
         ({"log_likelihood": torch.zeros(2, dtype=torch.int64)}, "log_likelihood must be .* got torch.int64"),
         ({"num_tokens": 0}, "num_tokens must be an integer >= 1, got 0"),
         ({"num_tokens": 4.0}, "num_tokens must be an integer >= 1, got 4.0"),
+        ({"num_tokens": True}, "num_tokens must be an integer >= 1, got True"),
+        ({"log_likelihood": [1.0, 2.0]}, "log_likelihood must be .* got list"),
+        ({"anchors": torch.eye(2, 3).numpy()}, "anchors must be .* got ndarray"),
+        ({"log_likelihood": torch.zeros(4)}, "anchors must be 4 rows as log_likelihood, got 2"),
         ({"anchors": None}, "anchors and positives must be given where weight is not 0, got None"),
         ({"positives": None}, "anchors and positives must be given where weight is not 0, got None"),
         ({"anchors": torch.zeros(0, 3)}, r"anchors must be .* \(0, 3\)"),
         ({"anchors": torch.zeros(2)}, r"anchors must be .* \(2,\)"),
         ({"positives": torch.zeros(2, 3, dtype=torch.int64)}, "positives must be .* torch.int64"),
         ({"positives": torch.zeros(1, 3)}, r"positives must be \(2, 3\) as anchors, got \(1, 3\)"),
-        ({"weight": -1.0}, "weight must be a number >= 0, got -1.0"),
-        ({"generative_weight": math.inf}, "generative_weight must be a number >= 0, got inf"),
-        ({"weight": "1"}, "weight must be a number >= 0, got '1'"),
+        ({"weight": -1.0}, "weight must be a finite number from 0 up, got -1.0"),
+        ({"generative_weight": math.inf}, "generative_weight must be a finite number from 0 up, got inf"),
+        ({"weight": "1"}, "weight must be a finite number from 0 up, got '1'"),
+        ({"weight": True}, "weight must be a finite number from 0 up, got True"),
         ({"weight": 0.0, "generative_weight": 0.0}, "both 0: nothing would be trained"),
-        ({"temperature": 0.0}, "temperature must be a number > 0, got 0.0"),
+        ({"temperature": 0.0}, "temperature must be a finite number from 1e-06 up, got 0.0"),
+        ({"temperature": 10**400}, "temperature must be .* got 1000"),
+        ({"temperature": 1e-320}, "temperature must be .* got 1e-320"),
+        ({"temperature": True}, "temperature must be .* got True"),
     ],
 )
 def test_wrong_input_is_named(change, message) -> None:
@@ -130,3 +140,10 @@ def test_wrong_input_is_named(change, message) -> None:
     }
     with pytest.raises(ValueError, match=message):
         gcrl_loss(**(right | change))
+
+
+def test_views_that_are_no_tensors_are_named() -> None:
+    with pytest.raises(ValueError, match=r"anchors must be .* got NoneType"):
+        nt_xent_loss(None, torch.eye(2))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"positives must be .* got ndarray"):
+        nt_xent_loss(torch.eye(2), torch.eye(2).numpy())  # type: ignore[arg-type]

@@ -81,6 +81,24 @@ def test_codes_that_point_one_way_have_log_2_and_log_n(batch: int, temperature: 
     torch.testing.assert_close(infonce_log_prob(z, None, temperature), -math.log(batch) * same, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("length", [1e-40, 1e-30, 1.0, 1e25, 1e38])
+def test_codes_of_any_length_are_compared_by_direction_alone(length: float) -> None:
+    row = torch.tensor([[0.6, -0.8]])
+    same = torch.full((4,), -math.log(2))
+    torch.testing.assert_close(contrastive_log_prob((length * row).expand(4, 2)), same, rtol=1e-4, atol=0)
+    first = random_codes(5, 3).detach().float()
+    torch.testing.assert_close(infonce_log_prob(length * first), infonce_log_prob(first), rtol=1e-3, atol=1e-3)
+
+
+def test_long_and_short_codes_have_gradients() -> None:
+    z = random_codes(5, 3).detach().float()
+    for length in (1e-25, 1e25):
+        found, unit = (length * z).requires_grad_(), z.clone().requires_grad_()
+        for codes in (found, unit):
+            contrastive_log_prob(codes).sum().backward()
+        torch.testing.assert_close(found.grad * length, unit.grad, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("batch", [2, 5, 8])
 def test_orthogonal_codes_have_the_value_that_the_docstring_names(batch: int) -> None:
     z = 7 * torch.eye(batch, 8, dtype=DOUBLE)
@@ -356,12 +374,17 @@ CODES = torch.zeros(2, 3)
         ({"log_px": None}, r"log_px must be floating point \(2,\), as z is, got NoneType"),
         ({"log_px": torch.zeros(2, 1)}, r"log_px must be floating point \(2,\)"),
         ({"log_px": torch.tensor(0.0)}, r"log_px must be floating point \(2,\)"),
-        ({"temperature": 0.0}, "temperature must be a number > 0, got 0.0"),
-        ({"temperature": math.nan}, "temperature must be a number > 0, got nan"),
-        ({"temperature": math.inf}, "temperature must be a number > 0, got inf"),
-        ({"temperature": "low"}, "temperature must be a number > 0, got 'low'"),
-        ({"contrast_weight": -1}, "contrast_weight must be a number >= 0, got -1"),
-        ({"contrast_weight": math.inf}, "contrast_weight must be a number >= 0, got inf"),
+        ({"temperature": 0.0}, "temperature must be a finite number from 1e-06 up, got 0.0"),
+        ({"temperature": math.nan}, "temperature must be .* got nan"),
+        ({"temperature": math.inf}, "temperature must be .* got inf"),
+        ({"temperature": "low"}, "temperature must be .* got 'low'"),
+        ({"temperature": 10**400}, "temperature must be .* got 1000"),
+        ({"temperature": 1e-320}, "temperature must be .* got 1e-320"),
+        ({"temperature": True}, "temperature must be .* got True"),
+        ({"contrast_weight": -1}, "contrast_weight must be a finite number from 0 up, got -1"),
+        ({"contrast_weight": math.inf}, "contrast_weight must be .* got inf"),
+        ({"contrast_weight": 10**400}, "contrast_weight must be .* got 1000"),
+        ({"contrast_weight": True}, "contrast_weight must be .* got True"),
         ({"generative": "gan"}, "generative must be one of none, vae, mim, got 'gan'"),
         ({"contrast": "nce"}, "contrast must be one of none, cmim, infonce, got 'nce'"),
         ({"generative": "none", "contrast": "none"}, "both 'none': nothing would be trained"),
@@ -378,7 +401,7 @@ def test_wrong_input_is_named(options: dict[str, Any], message: str) -> None:
 
 
 def test_named_losses_check_too() -> None:
-    with pytest.raises(ValueError, match="temperature must be a number > 0, got -1"):
+    with pytest.raises(ValueError, match="temperature must be a finite number from 1e-06 up, got -1"):
         infonce_loss(CODES, temperature=-1)
     with pytest.raises(ValueError, match="z must be codes"):
         contrastive_log_prob(torch.zeros(0, 3))
@@ -602,6 +625,10 @@ def one_of_two(rank: int, folder: str) -> None:
         contrastive_log_prob(torch.zeros(2 + rank, 3), gather=True)
     except ValueError as error:
         found["message"] = str(error)
+    try:  # the process without rows must not raise alone, while the other waits for it
+        latent_loss(*torch.zeros(1, rank), *torch.zeros(3, rank, 2), gather=True)
+    except ValueError as error:
+        found["none"] = str(error)
     torch.save(found, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -620,6 +647,9 @@ def test_two_processes_have_the_value_and_gradient_of_one(tmp_path: Path) -> Non
         assert abs(sum(alone) / 2 - loss.item()) > 1e-3
     assert [part["message"] for part in parts] == 2 * [
         "every process must hold as many rows as the others, got [2, 3]: drop the last, short batch"
+    ]
+    assert [part["none"] for part in parts] == 2 * [
+        "every process must hold as many rows as the others, got [0, 1]: drop the last, short batch"
     ]
 
 
@@ -646,6 +676,8 @@ def test_named_losses_gather_when_they_are_asked_to(name: str, gather: bool, mon
 def test_without_other_processes_gathering_is_nothing() -> None:
     z = random_codes(4, 3)
     assert gathered(z) == (z, 0)
+    with pytest.raises(ValueError, match=r"every process must hold at least one row, got \[0\]"):
+        contrastive_log_prob(z[:0], gather=True)
     assert torch.equal(contrastive_log_prob(z, gather=True), contrastive_log_prob(z))
 
 

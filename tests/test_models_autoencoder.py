@@ -333,8 +333,9 @@ def test_samples_are_those_of_their_generator(name: str) -> None:
     torch.testing.assert_close(model.sample(5, torch.Generator().manual_seed(1)), model.mean_image(z))
     torch.manual_seed(1)
     torch.testing.assert_close(model.sample(5), model.mean_image(z))
-    with pytest.raises(ValueError, match="n must be at least 1, got 0"):
-        model.sample(0)
+    for n in (0, -1, 1.5, True):
+        with pytest.raises(ValueError, match=f"n must be a whole number from 1 to 10000000, got {n}"):
+            model.sample(n)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
@@ -416,16 +417,25 @@ def test_the_gaussians_spread_is_one_number_a_channel() -> None:
         ({"image_size": 7}, "image_size must be a whole number from 8 to 64, got 7"),
         ({"image_size": 65}, "from 8 to 64, got 65"),
         ({"image_size": 8.5}, "from 8 to 64, got 8.5"),
-        ({"latent": 0}, "latent must be a whole number of at least 1, got 0"),
-        ({"width": "wide"}, "width must be a whole number of at least 1, got 'wide'"),
+        ({"latent": 0}, "latent must be a whole number from 1 to 65536, got 0"),
+        ({"latent": True}, "latent must be a whole number from 1 to 65536, got True"),
+        ({"latent": 2**16 + 1}, "latent must be .* got 65537"),
+        ({"width": "wide"}, "width must be a whole number from 1 to 1024, got 'wide'"),
+        ({"width": 10**8}, "width must be a whole number from 1 to 1024, got 100000000"),
         ({"encoder": "resnet"}, "encoder must be one of conv, wide_resnet, got 'resnet'"),
         ({"norm": "batch"}, "norm must be one of none, layer, got 'batch'"),
         ({"likelihood": "bernouli"}, "likelihood = 'bernouli': did you mean 'bernoulli'"),
+        ({"likelihood": [1]}, r"likelihood = \[1\]: valid: bernoulli, gaussian, logistic"),
         ({"encoder": "wide_resnet", "width": 24}, "width must be a multiple of 16 for encoder wide_resnet, got 24"),
-        ({"encoder": "wide_resnet", "depth": 0}, "depth must be 6 n"),
+        ({"encoder": "wide_resnet", "depth": 11}, "depth must be 6 n"),
+        ({"encoder": "wide_resnet", "depth": "x"}, "depth must be a whole number from 10 to 1000, got 'x'"),
+        ({"encoder": "wide_resnet", "depth": 10.0}, "depth must be a whole number from 10 to 1000, got 10.0"),
         ({"depth": 10}, "depth is an option of encoder wide_resnet alone, got 10 for conv"),
-        ({"min_log_std": 1.0}, "min_log_std must be -20 to 0, got 1.0"),
-        ({"min_log_std": math.nan}, "min_log_std must be -20 to 0, got nan"),
+        ({"min_log_std": 1.0}, r"min_log_std must lie in \[-20, 0\], got 1.0"),
+        ({"min_log_std": math.nan}, "min_log_std must lie in .* got nan"),
+        ({"min_log_std": "x"}, "min_log_std must lie in .* got 'x'"),
+        ({"min_log_std": None}, "min_log_std must lie in .* got None"),
+        ({"min_log_std": False}, "min_log_std must lie in .* got False"),
         ({"std": 0.0}, "std must be positive"),
     ],
 )

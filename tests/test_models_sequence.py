@@ -62,14 +62,22 @@ def test_shapes(options) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_length": 0}, "max_length must be a whole number of at least 1, got 0"),
-        ({"latent": 2.0}, "latent must be a whole number of at least 1, got 2.0"),
+        ({"max_length": 0}, "max_length must be a whole number from 1 to 2097152, got 0"),
+        ({"latent": 2.0}, "latent must be a whole number from 1 to 65536, got 2.0"),
+        ({"dim": True}, "dim must be a whole number from 1 to 8192, got True"),
+        ({"dim": 10**8}, "dim must be a whole number from 1 to 8192, got 100000000"),
         ({"dim": 0}, "dim must be"),
         ({"layers": 0}, "layers must be"),
         ({"heads": -1}, "heads must be"),
         ({"memory": 0}, "memory must be"),
         ({"dim": 16, "heads": 3}, "dim must be a multiple of heads, got 16 and 3"),
         ({"dropout": 1.0}, "dropout must lie in [0, 1), got 1.0"),
+        ({"dropout": "x"}, "dropout must lie in [0, 1), got 'x'"),
+        ({"min_log_std": 5}, "min_log_std must lie in [-20, 0], got 5"),
+        ({"min_log_std": math.nan}, "min_log_std must lie in [-20, 0], got nan"),
+        ({"min_log_std": -math.inf}, "min_log_std must lie in [-20, 0], got -inf"),
+        ({"min_log_std": "x"}, "min_log_std must lie in [-20, 0], got 'x'"),
+        ({"min_log_std": None}, "min_log_std must lie in [-20, 0], got None"),
         ({"vocabulary": ["C", "C"]}, "'C' stands twice"),
     ],
 )
@@ -101,9 +109,28 @@ def test_codes_that_do_not_fit() -> None:
     for z in (torch.zeros(3, 4), torch.zeros(2, 5), torch.zeros(2)):
         with pytest.raises(ValueError, match=r"z must be \(2, 4\) for these tokens, got"):
             model.decode(z, model.tokens(["C", "N"]))
-    for options in ({"max_length": 0}, {"max_length": 9}, {"temperature": -0.1}, {"temperature": math.nan}):
-        with pytest.raises(ValueError, match=r"max_length must lie in 1\.\.8 and temperature be at least 0, got"):
-            model.generate(torch.zeros(2, 4), **options)  # type: ignore[arg-type]
+    for most in (0, 9, 2.0):
+        with pytest.raises(ValueError, match=f"max_length must be a whole number from 1 to 8, got {most}"):
+            model.generate(torch.zeros(2, 4), max_length=most)  # type: ignore[arg-type]
+    for temperature in (-0.1, math.nan, 1e-40, math.inf, None):
+        message = f"temperature, unless 0, must lie in [1e-06, 1e+06], got {temperature}"
+        with pytest.raises(ValueError, match=re.escape(message)):
+            model.generate(torch.zeros(2, 4), temperature=temperature)  # type: ignore[arg-type]
+    for bad in (math.nan, math.inf):
+        with pytest.raises(ValueError, match="z must be finite, got NaN or infinity"):
+            model.generate(torch.tensor([[0.0] * 4, [0.0, 0.0, bad, 0.0]]))
+    for n in (0, -1, 1.5, True):
+        with pytest.raises(ValueError, match=f"n must be a whole number from 1 to 10000000, got {n}"):
+            model.sample(n)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_no_rows_have_no_codes(training: bool) -> None:
+    model, none = small().train(training), torch.zeros(0, 5, dtype=torch.int64)
+    codes = model(none)
+    assert codes.mean.shape == codes.log_std.shape == codes.z.shape == (0, 4)
+    assert codes.log_likelihood.shape == (0,)
+    assert model.generate(codes.z).shape[0] == 0
 
 
 def test_layers_do_not_begin_as_copies_of_each_other() -> None:
@@ -384,7 +411,14 @@ def test_generation_stops_when_all_have_ended_or_at_the_length() -> None:
     assert model.generate(torch.zeros(3, 4)).shape == (3, 8)
     assert model.generate(torch.zeros(3, 4), max_length=2).shape == (3, 2)
     assert model.generate(torch.zeros(0, 4)).shape[0] == 0
-    assert not model.generate(torch.zeros(1, 4)).requires_grad
+
+
+def test_generation_keeps_no_graph() -> None:
+    model, states = small(), []
+    model.decoder_norm.register_forward_hook(lambda module, inputs, output: states.append(output))
+    model.generate(torch.zeros(1, 4))
+    assert states
+    assert not any(state.requires_grad for state in states)
 
 
 def test_draws_come_from_the_generator() -> None:

@@ -276,6 +276,20 @@ def test_the_memory_is_that_of_the_view_or_the_empty_one(with_other: bool) -> No
         torch.testing.assert_close(model(view, other, target).log_likelihood, wanted)
 
 
+@pytest.mark.parametrize("with_other", [False, True])
+def test_a_model_that_never_saw_the_empty_memory_is_not_evaluated_with_it(with_other: bool) -> None:
+    view, other, target = torch.rand(3, 5, 1, 2, 2, dtype=torch.float64)
+    model = tiny(empty=0.0).eval()
+    found = model(view, other if with_other else None, target).log_likelihood
+    torch.testing.assert_close(found, model.log_likelihood(target, model.encode(view)))
+    assert (found - model.log_likelihood(target)).abs().min() > 1e-3
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e6])
+def test_the_ends_of_the_temperatures_can_be_drawn_at(temperature: float) -> None:
+    assert tiny(torch.float32).sample(3, temperature=temperature).isfinite().all()
+
+
 def test_which_memories_are_empty_is_drawn_from_torch_s_global_generator() -> None:
     model, images = tiny().train(), torch.rand(64, 1, 2, 2, dtype=torch.float64)
     drawn = []
@@ -438,19 +452,22 @@ def test_grey_levels_stay_evenly_spaced() -> None:
     ("options", "message"),
     [
         ({"in_channels": 2}, "in_channels must be 1 or 3, got 2"),
-        ({"image_size": 0}, "image_size must be an integer >= 1, got 0"),
+        ({"image_size": 0}, "image_size must be a whole number from 1 to 256, got 0"),
         ({"image_size": 9}, "image_size must be a multiple of patch = 2, got 9"),
-        ({"levels": 1}, "levels must be an integer >= 2, got 1"),
-        ({"levels": 16.0}, "levels must be an integer >= 2, got 16.0"),
-        ({"patch": 0}, "patch must be an integer >= 1, got 0"),
-        ({"dim": 0}, "dim must be an integer >= 1, got 0"),
+        ({"levels": 1}, "levels must be a whole number from 2 to 65536, got 1"),
+        ({"levels": 16.0}, "levels must be a whole number from 2 to 65536, got 16.0"),
+        ({"patch": 0}, "patch must be a whole number from 1 to 256, got 0"),
+        ({"dim": 0}, "dim must be a whole number from 1 to 8192, got 0"),
         ({"dim": 66}, "dim must be a multiple of heads = 4, got 66"),
-        ({"layers": 0}, "layers must be an integer >= 1, got 0"),
-        ({"heads": True}, "heads must be an integer >= 1, got True"),
-        ({"projection": "64"}, "projection must be an integer >= 1, got '64'"),
+        ({"layers": 0}, "layers must be a whole number from 1 to 1024, got 0"),
+        ({"heads": True}, "heads must be a whole number from 1 to 8192, got True"),
+        ({"projection": "64"}, "projection must be a whole number from 1 to 65536, got '64'"),
         ({"empty": 1.5}, r"empty must lie in \[0, 1\], got 1.5"),
         ({"empty": math.nan}, r"empty must lie in \[0, 1\], got nan"),
+        ({"empty": "x"}, r"empty must lie in \[0, 1\], got 'x'"),
         ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1.0"),
+        ({"dropout": "x"}, r"dropout must lie in \[0, 1\), got 'x'"),
+        ({"dim": 10**8}, "dim must be a whole number from 1 to 8192, got 100000000"),
         ({"mean": [0.5, 0.5]}, "mean must be 1 or 1 finite numbers"),
         ({"std": 0.0}, "std must be positive"),
     ],
@@ -467,10 +484,13 @@ def test_wrong_options_are_named(options: dict[str, Any], message: str) -> None:
         (lambda m: m.tokens(torch.rand(1, 2, 2)), r"images must be \(N, 1, 2, 2\), got \(1, 2, 2\)"),
         (lambda m: m.log_likelihood(torch.rand(1, 1, 4, 4)), r"images must be .* got \(1, 1, 4, 4\)"),
         (lambda m: m.tokens(torch.full((1, 1, 2, 2), math.nan)), "images must be numbers to have tokens, got NaN"),
-        (lambda m: m.sample(0), "n must be an integer >= 1, got 0"),
-        (lambda m: m.sample(2.0), "n must be an integer >= 1, got 2.0"),
-        (lambda m: m.sample(2, temperature=0), "temperature must be a number > 0, got 0"),
-        (lambda m: m.sample(2, temperature=math.inf), "temperature must be a number > 0, got inf"),
+        (lambda m: m.sample(0), "n must be a whole number from 1 to 10000000, got 0"),
+        (lambda m: m.sample(2.0), "n must be a whole number from 1 to 10000000, got 2.0"),
+        (lambda m: m.sample(-1), "n must be .* got -1"),
+        (lambda m: m.sample(True), "n must be .* got True"),
+        (lambda m: m.sample(2, temperature=0), r"temperature must lie in \[1e-06, 1e\+06\], got 0"),
+        (lambda m: m.sample(2, temperature=1e-40), "temperature must lie in .* got 1e-40"),
+        (lambda m: m.sample(2, temperature=math.inf), "temperature must lie in .* got inf"),
         (lambda m: m.sample(2, memory=torch.zeros(3, 4, 8)), r"memory must be \(2, 4, 8\), got \(3, 4, 8\)"),
         (lambda m: m.logits(torch.zeros(2, 4).long(), torch.zeros(2, 4)), r"memory must be \(2, 4, 8\), got \(2, 4\)"),
         (lambda m: m(*torch.rand(2, 3, 1, 2, 2), torch.rand(2, 1, 2, 2)), r"target must be \(3, 1, 2, 2\) as view"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -166,6 +167,10 @@ WRONG = [
     ("digits_gcrl", ["objective.gcrl={weight: 0, generative_weight: 0}"], "nothing would be trained"),
     ("digits_infonce", ["training.compile=true"], "decodes nothing"),
     ("text_cmim", ["data.image_size=8"], "data.image_size: is for images, not for text:PATH"),
+    ("text_cmim", ["evaluation.corruptions=true"], "evaluation.corruptions: is for images"),
+    ("text_cmim", ["evaluation.ood=['text:a', noise]"], "evaluation.ood = noise: OOD sets of text are text:PATH"),
+    ("text_cmim", ["data.max_length=1"], "data.max_length = 1"),
+    ("digits_cmim", ["data.max_length=64"], "max_length: is for text:PATH, not for digits"),
     ("text_cmim", ["data.augment.pad=1"], "data.augment: is for images"),
     ("text_cmim", ["training.channels_last=true"], "training.channels_last: is for images"),
     ("digits_cmim", ["objective.latent.contrast=cmin"], "contrast = 'cmin'"),
@@ -185,6 +190,7 @@ def test_recipes_that_do_not_fit_are_refused(name: str, changes: list[str], mess
     ("changes", "message"),
     [
         (["model.options.latnt=3"], "did you mean 'latent'"),
+        (["model.options.zzz=3"], "min_log_std, norm, width"),
         (["model.options.latent=0"], "latent must be"),
         (["model.options.encoder=vit"], "'vit'"),
         (["data.image_size=72"], "image_size must be"),
@@ -197,6 +203,42 @@ def test_options_of_a_network_are_checked_before_anything_is_written(tmp_path, c
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("name", ["digits_cmim", "digits_infonce"])
+def test_what_the_network_will_do_is_tried_on_before(monkeypatch, name) -> None:
+    """The decoder too, where the objective decodes; the draws of the run stay as they were."""
+    made, tried = parts_of(name), []
+    state = torch.get_rng_state()
+    original = type(made.model).decode
+
+    def decode(self, z):
+        tried.append(z)
+        return original(self, z)
+
+    monkeypatch.setattr(type(made.model), "decode", decode)
+    parts_of(name)
+    assert len(tried) == (name == "digits_cmim")
+    assert torch.equal(torch.get_rng_state(), state)
+
+    def fails(self, images):
+        raise RuntimeError("too small")
+
+    monkeypatch.setattr(type(made.model), "encode", fails)
+    with pytest.raises(RecipeError, match=r"model 'autoencoder' cannot take inputs of \(1, 8, 8\): too small"):
+        parts_of(name)
+
+
+def test_sequences_are_counted_as_such(tmp_path) -> None:
+    (tmp_path / "lines.txt").write_text("".join("C" * n + "O" * 3 + "\n" for n in range(1, 41)) + "C" * 600)
+    small = ["model.options={latent: 4, dim: 8, layers: 1, heads: 2}", "training.max_steps=1"]
+    recipe = eh.load_recipe("text_cmim", [f"data.train=text:{tmp_path / 'lines.txt'}", "data.max_length=24", *small])
+    eh.train(recipe, tmp_path / "run", progress=False)
+    said = (tmp_path / "run" / "train.log").read_text()
+    assert "text_cmim: 14 training sequences, 1 steps" in said
+    assert "sequences/s" in said
+    assert "images" not in said
+    assert eh.load_model(tmp_path / "run").max_length == 24
+
+
 def test_the_command_says_the_best_loss(tmp_path) -> None:
     result = CliRunner().invoke(main, ["train", "--recipe", "digits_cmim", "--out", str(tmp_path / "r"), *SMALL])
     assert result.exit_code == 0, result.output
@@ -207,3 +249,25 @@ def test_the_command_says_the_best_loss(tmp_path) -> None:
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path) -> None:
     with pytest.raises(EbmhybridError, match=r"loss is not finite"):
         eh.train(eh.load_recipe("digits_cmim", [*SMALL, "optimizer.lr=1e6"]), tmp_path / "run", progress=False)
+
+
+def test_images_without_classes_are_enough(tmp_path) -> None:
+    """A set of one class, which no classifier is trained on, trains codes."""
+    x = (255 * torch.rand(40, 8, 8)).byte().numpy()
+    np.savez(tmp_path / "x.npz", x=x, y=np.zeros(40, np.int64))
+    data = [f"data.train=npz:{tmp_path / 'x.npz'}", "evaluation.ood=[noise]"]
+    run = eh.train(eh.load_recipe("digits_cmim", [*SMALL, *data]), tmp_path / "run", progress=False)
+    assert eh.load_model(run.folder).encode(torch.rand(2, 1, 8, 8)).mean.shape == (2, 4)
+    with pytest.raises(EbmhybridError, match="at least 2 classes"):
+        eh.train(eh.load_recipe("digits_ce", data), tmp_path / "ce", progress=False)
+
+
+def test_best_figures_are_those_of_the_task() -> None:
+    """An encoder-decoder keeps a loss and a step; what a classifier keeps makes no sense for it, and the reverse."""
+    parts = parts_of("digits_cmim")
+    state = parts.state_dict()
+    state["progress"] = {**state["progress"], "best": [-3.0, 5]}
+    parts.load_state_dict(state)
+    state["progress"] = {**state["progress"], "best": [0.9, -0.1, 5]}
+    with pytest.raises(ValueError, match="makes no sense"):
+        parts.load_state_dict(state)

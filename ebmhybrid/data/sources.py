@@ -83,6 +83,7 @@ def load_splits(
     data_dir: str | Path = "data",
     download: bool = True,
     shape: Shape | None = None,
+    labelled: bool = True,
 ) -> Splits:
     """A set to train on, as train, validation and test parts that share no image.
 
@@ -96,6 +97,7 @@ def load_splits(
         test_fraction: in (0, 1), used where there is no other test set.
         seed: decides the split; the same seed gives the same parts.
         data_dir: as in :func:`load_set`, like `download` and `shape`.
+        labelled: False for what learns without labels, and takes images of a single class too.
 
     Raises:
         DataError: as :func:`load_set`; or fewer than 2 classes, a class with too few images, classes that differ.
@@ -112,7 +114,7 @@ def load_splits(
             "train on"
         )
     present = len(whole.labels.unique())
-    if present < 2:
+    if labelled and present < 2:
         raise DataError(f"{train}: training needs at least 2 classes, {train} has {present}")
     if test is not None or _parse(train)[0] in SOURCES:
         shares = {"train": 1 - validation_fraction, "validation": validation_fraction}

@@ -42,9 +42,9 @@ def load_text_splits(
     }
     if test is not None:
         parts["test"] = load_text(_path(test), whole.shape[0], whole.vocabulary)
-        with_targets = {name for name, part in ((train, whole), (test, parts["test"])) if part.targets is not None}
-        if len(with_targets) == 1:
-            raise DataError(f"of {train} and {test} only {with_targets.pop()} has numbers to regress on")
+        has, lacks = (train, test) if parts["test"].targets is None else (test, train)
+        if (whole.targets is None) != (parts["test"].targets is None):
+            raise DataError(f"{has} has numbers to regress on, {lacks} has none")
     return Splits(**parts)  # type: ignore[arg-type]
 
 

@@ -37,7 +37,7 @@ def nt_xent_loss(anchors: Tensor, positives: Tensor, temperature: float = 0.1) -
         ValueError: shapes, dtypes or a temperature that do not fit.
 
     >>> views = torch.eye(2)
-    >>> torch.allclose(nt_xent_loss(views, views, temperature=1.0), torch.tensor(1 + 2 * math.exp(-1)).log())
+    >>> torch.allclose(nt_xent_loss(views, views, temperature=1.0), torch.tensor(1 + 2 / torch.e).log())
     True
     """
     _check_projections(anchors, positives)
@@ -113,6 +113,8 @@ def gcrl_loss(
         if anchors is None or positives is None:
             raise ValueError("anchors and positives must be given where weight is not 0, got None")
         terms["contrast"] = nt_xent_loss(anchors, positives, temperature)
+        if generative_weight and log_likelihood is not None and len(log_likelihood) != len(anchors):
+            raise ValueError(f"anchors must be {len(log_likelihood)} rows as log_likelihood, got {len(anchors)}")
     weights = {"generative": generative_weight, "contrast": weight}
     loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
     return (loss, terms) if return_terms else loss

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ebmhybrid.codes import FLOOR, Codes, Posterior, floor_log_std
-from ebmhybrid.models.checks import MOST_SAMPLES, check_number, check_whole
+from ebmhybrid.models.checks import MOST_SAMPLES, check_number, check_sizes, check_whole
 from ebmhybrid.models.likelihoods import likelihood_named
 from ebmhybrid.models.normalize import Normalize
 from ebmhybrid.models.wide_resnet import WideResNet
@@ -216,8 +216,7 @@ def _check(
     if in_channels not in (1, 3):
         raise ValueError(f"in_channels must be 1 or 3, got {in_channels}")
     check_whole("image_size", image_size, 8, 64)
-    check_whole("latent", latent, 1, 2**16)
-    check_whole("width", width, 1, 1024)
+    check_sizes(latent=latent, width=width)
     if depth is not None:
         check_whole("depth", depth, 10, 1000)
     for name, value, choices in (("encoder", encoder, get_args(Encoder)), ("norm", norm, get_args(CodeNorm))):

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ebmhybrid.errors import EbmhybridError
 from ebmhybrid.models.attention import Block
-from ebmhybrid.models.checks import check_number, check_whole
+from ebmhybrid.models.checks import check_number, check_sizes, check_whole
 from ebmhybrid.models.dropout import Dropout
 from ebmhybrid.models.normalize import Normalize
 from ebmhybrid.models.palette import default_palette, dequantize, fit_palette, quantize
@@ -83,7 +83,7 @@ class ImageTransformer(nn.Module):
     ) -> None:
         super().__init__()
         counts = {"image_size": image_size, "patch": patch, "dim": dim, "layers": layers, "heads": heads}
-        _check(in_channels, counts | {"levels": levels, "projection": projection}, empty, dropout)
+        _check(in_channels, levels, counts | {"projection": projection}, empty, dropout)
         self.image_shape = (in_channels, image_size, image_size)
         self.num_tokens = image_size**2
         self.levels, self.empty = levels, empty
@@ -206,15 +206,11 @@ class ImageTransformer(nn.Module):
             raise EbmhybridError(f"images must be (N, {channels}, {size}, {size}), got {tuple(images.shape)}")
 
 
-# Above them a network takes minutes and tens of gigabytes to make.
-MOST = {"image_size": 256, "patch": 256, "dim": 2**13, "layers": 1024, "heads": 2**13, "levels": 2**16}
-
-
-def _check(in_channels: int, counts: dict[str, int], empty: float, dropout: float) -> None:
+def _check(in_channels: int, levels: int, counts: dict[str, int], empty: float, dropout: float) -> None:
     if in_channels not in (1, 3):
         raise ValueError(f"in_channels must be 1 or 3, got {in_channels}")
-    for name, value in counts.items():
-        check_whole(name, value, 2 if name == "levels" else 1, MOST.get(name, 2**16))
+    check_whole("levels", levels, 2, 2**16)
+    check_sizes(**counts)
     for name, divisor in (("image_size", "patch"), ("dim", "heads")):
         if counts[name] % counts[divisor]:
             raise ValueError(f"{name} must be a multiple of {divisor} = {counts[divisor]}, got {counts[name]}")

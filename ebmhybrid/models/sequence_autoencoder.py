@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ebmhybrid.codes import FLOOR, Codes, Posterior, floor_log_std
-from ebmhybrid.models.checks import MOST_SAMPLES, TEMPERATURES, check_number, check_whole
+from ebmhybrid.models.checks import MOST_SAMPLES, TEMPERATURES, check_number, check_sizes, check_whole
 from ebmhybrid.vocabulary import END, PADDING, START, Vocabulary, content
 
 
@@ -207,14 +207,8 @@ def _wide(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-# Above them a network takes minutes and tens of gigabytes to make.
-MOST = {"max_length": 2**21, "latent": 2**16, "dim": 2**13, "layers": 1024, "heads": 2**13, "memory": 1024}
-
-
 def _check(max_length: int, latent: int, dim: int, layers: int, heads: int, memory: int, dropout: float) -> None:
-    sizes = {"max_length": max_length, "latent": latent, "dim": dim, "layers": layers, "heads": heads, "memory": memory}
-    for name, value in sizes.items():
-        check_whole(name, value, 1, MOST[name])
+    check_sizes(max_length=max_length, latent=latent, dim=dim, layers=layers, heads=heads, memory=memory)
     if dim % heads:
         raise ValueError(f"dim must be a multiple of heads, got {dim} and {heads}")
     check_number("dropout", dropout, 0, 1, below=True)

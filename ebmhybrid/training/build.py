@@ -46,6 +46,7 @@ def load_data(recipe: Recipe, data_dir: str, download: bool) -> Splits:
         data_dir=data_dir,
         download=download,
         shape=shape,
+        labelled=not recipe.model.learns_codes,
     )
     own = splits.train.shape
     size = data.image_size or own[1]
@@ -137,7 +138,8 @@ def _try_on(model: nn.Module, splits: Splits, recipe: Recipe) -> None:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):  # codes are drawn from the global generator
             if recipe.model.learns_codes:
                 decodes = latent is not None and latent.generative != "none"
-                (model.eval() if decodes else model.eval().encode)(as_input(splits.train.images[:1]))  # type: ignore[operator]
+                used: Any = model.eval() if decodes else model.eval().encode
+                used(as_input(splits.train.images[:1]))
                 return
             logits = model.eval()(torch.zeros(1, *shape))
     except Exception as error:

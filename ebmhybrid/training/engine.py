@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ebmhybrid.data import ImageSet, batches
+from ebmhybrid.data.tokens import TokenSet
 from ebmhybrid.errors import EbmhybridError, TrainingError, UsageError
 from ebmhybrid.kernels.support import check_backend
 from ebmhybrid.schema import Recipe
@@ -114,7 +115,7 @@ def _run(parts: Parts, folder: Path, show: bool) -> Run:
     train_set = parts.splits.train.to(parts.device)
     log = RunLog(folder, parts.total_steps, at.step, show)
     log.say(
-        f"{parts.recipe.name}: {len(train_set)} training images, {parts.total_steps} steps, {parts.device}, "
+        f"{parts.recipe.name}: {len(train_set)} training {_units(parts)}, {parts.total_steps} steps, {parts.device}, "
         f"{str(parts.precision).removeprefix('torch.')}; {folder}"
     )
     try:
@@ -211,12 +212,12 @@ def end_epoch(parts: Parts, folder: Path, log: RunLog, meter: Meter) -> None:
         raise TrainingError(f"the validation loss is not finite at step {at.step}: {_advice(parts, folder)}")
     log.record("validation", at.step, at.epoch, found)
     # After a resume the training figures are those of the epoch's remaining steps.
-    part = f"  (trained on {meter.images} images since resuming)" if meter.steps < at.step_in_epoch else ""
+    part = f"  (trained on {meter.images} {_units(parts)} since resuming)" if meter.steps < at.step_in_epoch else ""
     epochs = -(-parts.total_steps // parts.steps_per_epoch)
     log.say(
         f"epoch {at.epoch + 1}/{epochs}  loss {trained['loss']:.4f}  "
         + "".join(f"{name} {trained[name]:.4f}  " for name in meter.terms)
-        + f"{task.said(trained, found)}{part}  {trained['images_per_second']:.0f} images/s  "
+        + f"{task.said(trained, found)}{part}  {trained['images_per_second']:.0f} {_units(parts)}/s  "
         f"left {log.time_left(at.step)}"
     )
     if at.step_in_epoch == parts.steps_per_epoch:  # else max_steps cut it short, and a resumed run goes on within it
@@ -225,6 +226,10 @@ def end_epoch(parts: Parts, folder: Path, log: RunLog, meter: Meter) -> None:
         at.best = [*rank, at.step]
         checkpoint.save_weights(folder / "checkpoints" / "best.safetensors", parts.deployed, parts.metadata)
     save(parts, folder)
+
+
+def _units(parts: Parts) -> str:
+    return "sequences" if isinstance(parts.splits.train, TokenSet) else "images"
 
 
 def best_figures(parts: Parts) -> dict[str, float]:
