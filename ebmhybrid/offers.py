@@ -91,6 +91,8 @@ class Offer:
     samples: Callable[[], Tensor] | None = None
     bits: Callable[[Any], Tensor | None] | None = None
     notes: tuple[str, ...] = ()
+    likelihood: str = "log-likelihood"  # what these figures are of: unlike ones are not compared
+    reconstruction: str = "reconstruction"
 
 
 def offered(opened: OpenedRun, seed: int, train: ImageSet | TokenSet | None = None) -> Offer:
@@ -112,7 +114,7 @@ def offered(opened: OpenedRun, seed: int, train: ImageSet | TokenSet | None = No
     if isinstance(model, ImageTransformer):
         return _of_transformer(model, encoders, generator)
     if isinstance(model, SequenceAutoencoder):
-        return Offer(encoders, Representation(model, _given_mean), notes=(_GIVEN_MEAN,))
+        return Offer(encoders, Representation(model, _given_mean), notes=(_GIVEN_MEAN,), likelihood=_AT_MEAN)
     assert isinstance(model, Autoencoder)
 
     def bits(log_prob: Any) -> Tensor | None:
@@ -126,6 +128,8 @@ def offered(opened: OpenedRun, seed: int, train: ImageSet | TokenSet | None = No
         partial(model.sample, SAMPLES, generator),
         bits,
         (_GIVEN_MEAN,),
+        likelihood=f"{_AT_MEAN}, {type(model.likelihood).__name__}",
+        reconstruction="mean image",
     )
     if train is None or terms.latent is None or terms.latent.generative != "mim":
         return offer
@@ -145,6 +149,7 @@ def _from_codes(model: Autoencoder, images: Tensor, generator: torch.Generator) 
     return model.mean_image((means.mean(0) + noise @ root).to(model.output.weight))
 
 
+_AT_MEAN = "log p(x|z) at the mean code"
 _GIVEN_MEAN = "log_likelihood is log p(x|z) at the mean of q(z|x), which is no likelihood of x"
 
 
@@ -159,8 +164,10 @@ def _of_transformer(model: ImageTransformer, encoders: dict[str, nn.Module], gen
         likelihood = Representation(model, lambda own, images: own.log_likelihood(images))
         note = f"log_likelihood is log p(x) of images quantised to {model.levels} levels"
         samples = partial(model.sample, SAMPLES, generator)
-        offer = replace(offer, log_likelihood=likelihood, samples=samples, notes=(note,))
+        kind = f"log p(x), quantised to {model.levels} levels"
+        offer = replace(offer, log_likelihood=likelihood, samples=samples, notes=(note,), likelihood=kind)
     if model.empty < 1 and model.num_tokens <= DRAWN_TOKENS:
         redrawn = Representation(model, lambda own, images: own.sample(len(images), generator, own.encode(images)))
-        offer = replace(offer, reconstruct=redrawn, notes=(*offer.notes, "reconstructions are drawn from p(x | e(x))"))
+        notes = (*offer.notes, "reconstructions are drawn from p(x | e(x))")
+        offer = replace(offer, reconstruct=redrawn, notes=notes, reconstruction="drawn from p(x | e(x))")
     return offer

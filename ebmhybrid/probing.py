@@ -71,6 +71,8 @@ def probe_run(
         reconstruct=offer.reconstruct,
         samples=offer.samples() if offer.samples is not None else None,
         bits=offer.bits,
+        likelihood=offer.likelihood,
+        reconstruction=offer.reconstruction,
         corruptions=corruptions,
         train_limit=train_limit,
         seed=seed,
