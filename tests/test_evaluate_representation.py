@@ -34,6 +34,7 @@ from ebmhybrid.evaluate import (
 )
 from ebmhybrid.evaluate.accuracy import wilson_interval
 from ebmhybrid.evaluate.calibration import ece, nll
+from ebmhybrid.evaluate.compare_parts import PARTS
 from ebmhybrid.evaluate.compare_runs import compare_results
 from ebmhybrid.evaluate.feature_detectors import knn, mahalanobis
 from ebmhybrid.evaluate.files import dumps
@@ -767,7 +768,14 @@ def test_corruption_rows_are_those_of_the_linear_probe_as_a_classifier(monkeypat
         assert {key: row[key] for key in expected} == pytest.approx(expected)
     assert found.of("corruptions", "b")[-1]["corruption"] == "mean"
     assert "corruptions" in figures_for(found)
-    assert any(table.title == "Corruptions" for table in found.section.tables)
+    (table,) = (table for table in found.section.tables if table.title == "Corruptions")
+    means = {row["corruption"]: row["accuracy"] for row in rows if row["severity"] is None}
+    about = {"representation": "a", "n": 24, "clean": rows[0]["accuracy"]}
+    assert table.rows[0] == about | means
+    assert means.keys() == {"noise mean", "weather mean", "mean"}
+    (part,) = (part for part in PARTS if part.key == "representation")
+    assert [row["severity"] for row in filter(part.keep, rows)] == [None]
+    assert len(list(filter(part.keep, found.of("probe")))) == 8
 
 
 def test_tokens_have_probes_and_targets_of_their_own() -> None:
@@ -871,6 +879,41 @@ def test_every_figure_is_drawn_and_has_its_numbers(measured: RepresentationResul
         assert drawing.draw().axes
         assert drawing.numbers().rows
     assert len(RepresentationResult((), {"representations": {}}).plot().axes) == 0
+
+
+def test_cells_of_the_tables_are_the_rows(measured: RepresentationResult) -> None:
+    tables = {table.title: table for table in measured.section.tables}
+    linear, first, *_ = measured.of("probe", "pixels")
+    cells = {key: values for key, values in tables["Probes"].rows[0].items() if key in ("accuracy", "knn1", "C")}
+    assert cells == {"accuracy": linear["accuracy"], "knn1": first["accuracy"], "C": linear["C"]}
+    few = measured.of("few_labels", HOSTILE)[2]
+    cell = tables["Few labels"].rows[1]["labels5"]
+    assert cell.text == f"{100 * few['accuracy']:.2f} % ± {100 * few['accuracy_std']:.2f}"
+    assert cell.value == few["accuracy"]
+    ood = tables["OOD detection"]
+    assert [row["ood_set"] for row in ood.rows] == ["flipped"] * 5 + ["dark"] * 5
+    assert [row["ood_set"] for row in ood.means] == ["macro mean"] * 5
+    assert [row["representation"] for row in ood.means] == ["the model itself", "pixels", "pixels", HOSTILE, HOSTILE]
+    assert tables["Regression"].rows == measured.of("ridge")
+    assert tables["Reconstruction"].rows == measured.of("reconstruction")
+
+
+def test_curves_and_pictures_are_the_rows(measured: RepresentationResult, monkeypatch: pytest.MonkeyPatch) -> None:
+    (axes,) = plots_representation.figure("few-labels", measured).axes
+    for name, drawn in zip(("pixels", HOSTILE), axes.containers, strict=True):
+        rows = measured.of("few_labels", name)
+        assert drawn[0].get_xdata().tolist() == [row["labels_per_class"] for row in rows]
+        assert drawn[0].get_ydata().tolist() == [row["accuracy"] for row in rows]
+    drawn = []
+    monkeypatch.setattr(plots_representation, "draw_images", lambda axes, rows, *left, **title: drawn.append(rows))
+    plots_representation.figure("reconstructions", measured)
+    plots_representation.figure("samples", measured)
+    assert measured.pairs is not None
+    assert measured.samples is not None
+    (first, below, second, _), samples = drawn
+    assert (np.concatenate([first, second]) == measured.pairs[0]).all()
+    assert (below == measured.pairs[1][:8]).all()
+    assert (np.concatenate(samples) == measured.samples).all()
 
 
 def test_points_of_the_figures_are_the_rows(measured: RepresentationResult) -> None:
@@ -1013,6 +1056,14 @@ def test_names_of_figures_in_long_tables() -> None:
         tables.representation_name({"group": "ood", "score": "log_likelihood", "representation": None})
         == "log_likelihood"
     )
+
+
+def test_which_direction_is_better_in_a_comparison() -> None:
+    (part,) = (part for part in PARTS if part.key == "representation")
+    higher = {metric.key for metric in part.metrics if metric.higher}
+    assert higher == {"accuracy", "r2", "auroc", "log_likelihood"}
+    lower = {metric.key for metric in part.metrics if not metric.higher}
+    assert lower == {"nll", "ece_15", "fpr95_ood_positive", "bits_per_dimension", "mse"}
 
 
 def _written(results: dict[str, Any], folder: Path) -> list[Path]:

@@ -354,6 +354,15 @@ def test_training_on_digits_lowers_both_losses() -> None:
     assert values[-1][1] < 0.5 * values[0][1]
 
 
+def test_likelihoods_of_weights_in_bfloat16_are_float32() -> None:
+    model = ImageTransformer(**TINY)
+    tokens, exact = naive.every_sequence(3, 4), model.log_likelihood(all_images(model))
+    found = model.to(torch.bfloat16).decoder.log_likelihood(tokens)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, exact, rtol=0.02, atol=0)
+    assert model.decoder.sample(5).shape == (5, 4)
+
+
 def test_bfloat16_is_near_float32_and_likelihoods_stay_wide() -> None:
     torch.manual_seed(0)
     model = ImageTransformer(levels=17, dim=32).train()
