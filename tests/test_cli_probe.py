@@ -156,9 +156,11 @@ def test_what_is_left_out_is_the_recipes(folder, monkeypatch) -> None:
         probe_run(folder / "auto")
     assert (list(seen["ood_sets"]), seen["corruptions"], seen["seed"]) == (["noise"], True, 5)
     assert {part.batch_size for part in (seen["validation"], *seen["ood_sets"].values())} == {7}
+    drawn = seen["samples"]
     with pytest.raises(InterruptedError):
         probe_run(folder / "auto", ood=[], corruptions=False, seed=0)
     assert (seen["ood_sets"], seen["corruptions"], seen["seed"]) == ({}, False, 0)
+    assert not torch.equal(seen["samples"], drawn)  # of another seed
 
 
 # --- what is measured of each model ---------------------------------------------------------------------------------

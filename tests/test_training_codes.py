@@ -271,3 +271,20 @@ def test_best_figures_are_those_of_the_task() -> None:
     state["progress"] = {**state["progress"], "best": [0.9, -0.1, 5]}
     with pytest.raises(ValueError, match="makes no sense"):
         parts.load_state_dict(state)
+
+
+SMALLER = {
+    "cifar10_cmim": ["model.options.latent=8", "model.options.width=16", "model.options.depth=10"],
+    "cifar10_gcrl": [f"model.options.{key}" for key in ("levels=8", "dim=16", "layers=1", "heads=2", "patch=8")],
+}
+
+
+@pytest.mark.parametrize("name", SMALLER)
+def test_cifar_recipes_take_a_step_with_smaller_networks(name: str) -> None:
+    recipe = eh.load_recipe(name, [*SMALLER[name], "data.train=shapes", "training.precision=fp32"])
+    parts = build_parts(recipe, load_data(recipe, "data", False), torch.device("cpu"))
+    before = {key: value.clone() for key, value in parts.model.named_parameters()}
+    images, labels = parts.splits.train.images[:4].float() / 255, parts.splits.train.labels[:4]
+    loss, _, _ = train_step(parts, parts.model, images, labels)
+    assert torch.isfinite(loss)
+    assert any(not torch.equal(value, before[key]) for key, value in parts.model.named_parameters())

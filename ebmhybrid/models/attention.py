@@ -67,7 +67,7 @@ class Attention(nn.Module):
         queries = self._split(self.query(x))
         with torch.autocast(x.device.type, enabled=False):
             mixed = F.scaled_dot_product_attention(queries, keys, values, is_causal=causal)
-        return self.out(mixed.transpose(1, 2).flatten(2))
+        return self.out(mixed.transpose(1, 2).flatten(2).to(x.dtype))
 
 
 class Block(nn.Module):
