@@ -12,7 +12,8 @@ from click.testing import CliRunner
 
 import ebmhybrid as eh
 from ebmhybrid.cli import main
-from ebmhybrid.errors import EbmhybridError, RecipeError
+from ebmhybrid.errors import CheckpointError, EbmhybridError, RecipeError
+from ebmhybrid.generation.judge import given_judge
 from ebmhybrid.losses.mim import latent_loss
 from ebmhybrid.training import encode
 from ebmhybrid.training.build import build_parts, load_data
@@ -288,3 +289,12 @@ def test_cifar_recipes_take_a_step_with_smaller_networks(name: str) -> None:
     loss, _, _ = train_step(parts, parts.model, images, labels)
     assert torch.isfinite(loss)
     assert any(not torch.equal(value, before[key]) for key, value in parts.model.named_parameters())
+
+
+def test_an_encoder_decoder_cannot_judge_samples(tmp_path) -> None:
+    run = eh.train(eh.load_recipe("digits_cmim", [*SMALL, "training.max_steps=1"]), tmp_path / "run", progress=False)
+    recipe = eh.load_recipe("digits_ce", ["data.train=digits"])
+    with pytest.raises(CheckpointError, match="cannot judge, it is an encoder-decoder"):
+        given_judge(
+            run.folder, torch.nn.Identity(), tmp_path / "w", load_data(recipe, "data", False), torch.device("cpu")
+        )

@@ -49,10 +49,12 @@ def given_judge(run: str | Path, model: nn.Module, weights: Path, splits: Splits
         splits: its data.
 
     Raises:
-        CheckpointError: no run there, or one of other classes or another shape.
+        CheckpointError: no run there, no classifier's, or one of other classes or another shape.
         UsageError: the sampled model itself, or other weights of its run.
     """
     judge = load_model(run, device).to(memory_format=torch.channels_last)
+    if not hasattr(judge, "num_classes"):
+        raise CheckpointError(f"{run}: cannot judge, it is an encoder-decoder and no classifier")
     for what in ("classes", "image_shape"):
         own, other = (one.metadata[what] for one in (judge, model))  # type: ignore[index]
         if own != other:
