@@ -17,7 +17,7 @@ import ebmhybrid as eh
 from ebmhybrid.data import load_set
 from ebmhybrid.errors import CheckpointError, DataError, EbmhybridError, RecipeError, TrainingError
 from ebmhybrid.schema import Optimizer, Schedule
-from ebmhybrid.training import build, engine
+from ebmhybrid.training import build, classify, engine
 from ebmhybrid.training.checkpoint import load_state, save_weights, weights_digest, write_atomically
 from ebmhybrid.training.optimization import build_optimizer, build_scheduler, lr_factor
 from ebmhybrid.training.records import fresh_folder, locked
@@ -70,7 +70,7 @@ def test_load_model_gives_the_network_that_was_validated(finished) -> None:
     model = eh.load_model(finished.folder)
     assert not model.training
     splits = build.load_data(recipe(), "data", False)
-    figures = engine.validate(model, splits.validation, torch.device("cpu"))
+    figures = classify.validate(model, splits.validation, torch.device("cpu"))
     assert figures["accuracy"] == pytest.approx(finished.metrics["accuracy"])
     assert figures["nll"] == pytest.approx(finished.metrics["nll"])
     same = eh.load_model(finished.folder / "checkpoints" / "best.safetensors")

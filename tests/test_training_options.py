@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import ebmhybrid as eh
-from ebmhybrid.training import build, engine
+from ebmhybrid.training import build, classify, engine
 from ebmhybrid.training.build import build_parts, load_data
 from ebmhybrid.training.checkpoint import load_state
 from ebmhybrid.training.log import RunLog
@@ -177,7 +177,7 @@ def test_the_learning_rate_follows_the_schedule(tmp_path) -> None:
 def test_best_is_the_best_epoch_and_not_the_last(tmp_path, monkeypatch) -> None:
     figures = iter([{"accuracy": 0.5, "nll": 1.0}, {"accuracy": 0.7, "nll": 0.9}, {"accuracy": 0.7, "nll": 0.8}])
     later = iter([{"accuracy": 0.7, "nll": 0.85}, {"accuracy": 0.6, "nll": 0.1}])
-    monkeypatch.setattr(engine, "validate", lambda *args: next(figures, None) or next(later))
+    monkeypatch.setattr(classify, "validate", lambda *args: next(figures, None) or next(later))
     finished = run(tmp_path, "training.epochs=5")
     assert finished.metrics == {"accuracy": 0.7, "nll": 0.8, "step": 21}
     best, last = (eh.load_model(finished.folder / "checkpoints" / f"{n}.safetensors") for n in ("best", "last"))

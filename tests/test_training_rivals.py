@@ -11,7 +11,7 @@ import torch
 import ebmhybrid as eh
 from ebmhybrid.errors import CheckpointError, DataError, RecipeError
 from ebmhybrid.losses.baselines import energy_margin_loss, logit_norm_loss, outlier_exposure_loss, supcon_loss
-from ebmhybrid.training import engine, step
+from ebmhybrid.training import classify, step
 from ebmhybrid.training.build import build_parts, load_data, load_outliers
 from ebmhybrid.training.checkpoint import load_state
 
@@ -94,7 +94,7 @@ def test_in_the_last_epochs_the_head_learns_alone_on_frozen_features_with_a_sche
 
 def test_the_best_epoch_is_one_of_the_heads(tmp_path, monkeypatch) -> None:
     found = iter([0.9, 0.8, 0.5])
-    monkeypatch.setattr(engine, "validate", lambda *_: {"accuracy": next(found), "nll": 1.0})
+    monkeypatch.setattr(classify, "validate", lambda *_: {"accuracy": next(found), "nll": 1.0})
     options = ["objective={supcon: {head_epochs: 1}}", *SUPCON, "training.max_steps=null"]
     assert eh.train(recipe(*options), tmp_path / "a", progress=False).metrics == {
         "accuracy": 0.5,

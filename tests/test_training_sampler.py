@@ -14,7 +14,7 @@ from ebmhybrid.errors import CheckpointError, RecipeError, TrainingError
 from ebmhybrid.losses.jem import jem_log_density
 from ebmhybrid.sampling import langevin_step, proximal_sgld
 from ebmhybrid.schema import Guard
-from ebmhybrid.training import engine, guard, step
+from ebmhybrid.training import classify, engine, guard, step
 from ebmhybrid.training.build import build_parts, load_data
 from ebmhybrid.training.checkpoint import load_state, save_state
 from ebmhybrid.training.sampler import Sampler
@@ -245,7 +245,7 @@ def test_weights_that_an_update_ruined_are_never_saved(tmp_path, monkeypatch) ->
 
 def test_a_validation_that_is_not_finite_is_a_divergence_too(tmp_path, monkeypatch) -> None:
     found = iter([float("nan"), 1.0])
-    monkeypatch.setattr(engine, "validate", lambda *_: {"accuracy": 0.5, "nll": next(found)})
+    monkeypatch.setattr(classify, "validate", lambda *_: {"accuracy": 0.5, "nll": next(found)})
     run = eh.train(recipe("training.max_steps=3"), tmp_path / "a", progress=False)
     assert (run.rollbacks, run.metrics["nll"]) == (1, 1.0)
 

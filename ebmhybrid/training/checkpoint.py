@@ -111,11 +111,11 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> nn.Modul
     try:
         metadata = {key: json.loads(value) if key in _JSON_KEYS else value for key, value in texts.items()}
         metadata["image_shape"] = [int(size) for size in metadata["image_shape"]]
-        if len(metadata["image_shape"]) not in (1, 3):  # of token sequences, and of images
-            raise ValueError(f"image_shape is {metadata['image_shape']}")
         if not isinstance(metadata["recipe"], str):
             raise TypeError("recipe is no text")
         model = build_model(**metadata["architecture"])
+        if len(metadata["image_shape"]) != (1 if hasattr(model, "vocabulary") else 3):  # (L,) and (C, H, W)
+            raise ValueError(f"image_shape is {metadata['image_shape']}")
         told_apart = getattr(model, "num_classes", None)
         if not isinstance(metadata["classes"], list) or told_apart not in (None, len(metadata["classes"])):
             raise ValueError(f"{len(metadata['classes'])} names for {told_apart} classes")
