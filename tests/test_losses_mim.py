@@ -621,6 +621,10 @@ def one_of_two(rank: int, folder: str) -> None:
         loss.backward()
         alone = part_loss(name, half, weights.detach(), gather=False)
         found[name] = loss.detach(), weights.grad, alone
+    rows, beside = torch.zeros(1, 2, requires_grad=True), torch.zeros(2, 2, requires_grad=True)
+    weights = torch.arange(4.0).view(2, 2) + 10 * rank
+    ((gathered(rows)[0] + beside) * weights).sum().backward()
+    found["rows"], found["beside"] = rows.grad, beside.grad
     try:
         contrastive_log_prob(torch.zeros(2 + rank, 3), gather=True)
     except ValueError as error:
@@ -645,6 +649,9 @@ def test_two_processes_have_the_value_and_gradient_of_one(tmp_path: Path) -> Non
         torch.testing.assert_close(sum(losses) / 2, loss.detach(), rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(sum(grads) / 2, grad, rtol=1e-11, atol=1e-11)
         assert abs(sum(alone) / 2 - loss.item()) > 1e-3
+    # Each process's own row of the weights' sum over processes; a gradient that others share is not written to.
+    assert [part["rows"].tolist() for part in parts] == [[[10, 12]], [[14, 16]]]
+    assert [part["beside"].tolist() for part in parts] == [[[0, 1], [2, 3]], [[10, 11], [12, 13]]]
     assert [part["message"] for part in parts] == 2 * [
         "every process must hold as many rows as the others, got [2, 3]: drop the last, short batch"
     ]
