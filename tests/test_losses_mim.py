@@ -623,7 +623,8 @@ def one_of_two(rank: int, folder: str) -> None:
         found[name] = loss.detach(), weights.grad, alone
     rows, beside = torch.zeros(1, 2, requires_grad=True), torch.zeros(2, 2, requires_grad=True)
     weights = torch.arange(4.0).view(2, 2) + 10 * rank
-    ((gathered(rows)[0] + beside) * weights).sum().backward()
+    before = 1 * beside  # made first, so backward comes to it after the gathering
+    ((gathered(rows)[0] + before) * weights).sum().backward()
     found["rows"], found["beside"] = rows.grad, beside.grad
     try:
         contrastive_log_prob(torch.zeros(2 + rank, 3), gather=True)
