@@ -178,15 +178,29 @@ def _cell(values: list[float], digits: int) -> str:
     return f"{statistics.mean(values):.{digits}f} ± {spread:.{digits}f}"
 
 
-def against(rows: Mapping[str, list[dict[str, float]]], control: str) -> str:
-    """Differences to a control of the same seed, mean ± standard deviation, of the settings that have its figures."""
+def controls(rows: Iterable[str]) -> dict[str, str]:
+    """Setting -> what it is compared with: MIM at the same batch size, floor or length of code; for GCRL's halves GCRL.
+
+    >>> controls(["MIM", "cMIM", "MIM, B = 2", "cMIM, B = 2", "GCRL", "lambda = 0", "cMIM, t = 1"])
+    {'cMIM': 'MIM', 'cMIM, B = 2': 'MIM, B = 2', 'lambda = 0': 'GCRL'}
+    """
+    names, found = list(rows), {}
+    for name in names:
+        objective, comma, rest = name.partition(", ")
+        control = "GCRL" if objective not in _OBJECTIVES else "MIM" if name in _OBJECTIVES else f"MIM{comma}{rest}"
+        if control in names and control != name:
+            found[name] = control
+    return found
+
+
+def against(rows: Mapping[str, list[dict[str, float]]]) -> str:
+    """Differences to the control of the same seed, mean ± standard deviation, of the figures that both have."""
     differences = {
         f"{setting} less {control}": [
             {name: run[name] - base[name] for name in run.keys() & base.keys()}
-            for run, base in zip(runs, rows[control], strict=True)
+            for run, base in zip(rows[setting], rows[control], strict=True)
         ]
-        for setting, runs in rows.items()
-        if setting != control
+        for setting, control in controls(rows).items()
     }
     return written({name: [dict(sorted(run.items())) for run in runs] for name, runs in differences.items()})
 
@@ -220,9 +234,8 @@ def main() -> None:
                 Path(args.json).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     if not args.train_only:
         print(f"\nmean ± standard deviation of {args.seeds} seeds\n\n{written(rows)}")
-        control = next(iter(rows)) if args.table == "gcrl" else "MIM"
-        if control in rows:
-            print(f"\n{against(rows, control)}")
+        if controls(rows):
+            print(f"\n{against(rows)}")
 
 
 if __name__ == "__main__":

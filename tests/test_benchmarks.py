@@ -216,6 +216,9 @@ def test_a_table_of_representations_goes_on_and_refuses_runs_of_other_settings(t
 
 def test_differences_are_of_the_same_seed() -> None:
     rows = {"MIM": [{"a %": 1.0}, {"a %": 5.0}], "cMIM": [{"a %": 2.0}, {"a %": 6.0}]}
-    assert "| cMIM less MIM | 1.00 ± 0.00 |" in representation.against(rows, "MIM")
+    assert representation.controls(["MIM, B = 2", "cMIM, B = 2", "cMIM, B = 4"]) == {"cMIM, B = 2": "MIM, B = 2"}
+    assert representation.controls(["MIM", "InfoNCE, two views"]) == {"InfoNCE, two views": "MIM"}
+    assert representation.controls(["GCRL", "lambda = 0"]) == {"lambda = 0": "GCRL"}
+    assert "| cMIM less MIM | 1.00 ± 0.00 |" in representation.against(rows)
     assert "| MIM | 3.00 ± 2.83 |" in representation.written(rows)
     assert "| – |" in representation.written({**rows, "none": [{}, {}]})
