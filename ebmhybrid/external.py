@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ebmhybrid.errors import CheckpointError, UsageError
 from ebmhybrid.models import build_model
+from ebmhybrid.tensor_files import load_tensors
 
 _NESTED = ("state_dict", "model_state_dict", "model")
 _SHOWN = 3
@@ -89,7 +89,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:
+            content: Any = load_tensors(file)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: cannot be read as weights ({error})") from error
     except Exception as error:  # torch.load fails in many ways on a file that is none of its own

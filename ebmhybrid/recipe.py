@@ -18,6 +18,11 @@ from pydantic import BaseModel, ValidationError
 from ebmhybrid.errors import RecipeError, nearest
 from ebmhybrid.schema import Recipe
 
+LONGEST = 2**17  # characters of a recipe
+MOST_VALUES = 10_000
+DEEPEST = 32  # levels
+MOST_BITS = 1024
+
 __all__ = ["Recipe", "load_recipe", "parse_recipe", "recipe_names", "recipe_text"]
 
 
@@ -78,13 +83,32 @@ def _folder() -> Any:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        with path.open(encoding="utf-8") as file:
+            return file.read(LONGEST + 1)  # what is longer is refused as it is parsed
+    except (OSError, ValueError) as error:
         raise RecipeError(f"recipe {path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-4 as a number, as YAML 1.2 does, and refuses a key that stands twice."""
+    """SafeLoader that reads 1e-4 as a number, as YAML 1.2 does, and refuses a key that stands twice.
+
+    It also refuses what would grow or nest without end: aliases of aliases, and numbers that no key can hold.
+    """
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        values, depth = (0, 0) if node is None else _size(node, {})
+        if values > MOST_VALUES or depth > DEEPEST:
+            problem = f"{MOST_VALUES} values in {DEEPEST} levels are the most, aliases counted as what they stand for"
+            raise yaml.composer.ComposerError(None, None, problem, node.start_mark)
+        return node
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        number = super().construct_yaml_int(node)
+        if number.bit_length() > MOST_BITS:  # Python refuses to print a number of 15,000 bits in a message
+            problem = f"a number of more than {MOST_BITS} bits"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return number
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -100,18 +124,35 @@ _Loader.add_implicit_resolver(
 )
 
 
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+
+
+def _size(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """Values and levels of a tree with every alias written out; one that holds itself has endlessly many."""
+    if id(node) not in known:
+        known[id(node)] = MOST_VALUES + 1, DEEPEST + 1  # until it is known: who comes back here goes round in circles
+        parts = node.value if isinstance(node, yaml.CollectionNode) else ()
+        children = [child for part in parts for child in (part if isinstance(part, tuple) else (part,))]
+        sizes = [_size(child, known) for child in children]
+        known[id(node)] = 1 + sum(values for values, _ in sizes), 1 + max((depth for _, depth in sizes), default=0)
+    return known[id(node)]
+
+
 def _parse(text: str, where: str) -> Any:
+    if len(text) > LONGEST:
+        raise RecipeError(f"{where}: is longer than {LONGEST} characters, which no recipe is")
     try:
         return yaml.load(text, _Loader)  # a SafeLoader: nothing in the file is executed
-    except (yaml.YAMLError, ValueError, AttributeError, RecursionError) as error:
+    except Exception as error:  # a constructor of PyYAML raises whatever it happens to stumble on
         mark = getattr(error, "problem_mark", None)
         line = f" at line {mark.line + 1}" if mark else ""
-        raise RecipeError(f"{where}: not valid YAML{line} ({getattr(error, 'problem', None) or error})") from error
+        problem = " ".join(str(getattr(error, "problem", None) or error).split()) or type(error).__name__
+        raise RecipeError(f"{where}: not valid YAML{line} ({problem})") from error
 
 
 def _override(content: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
-    if not equals or not all(key.split(".")):
+    if not equals or not all(key.split(".")) or key.count(".") >= DEEPEST:
         raise RecipeError(f"override {override!r}: must be KEY=VALUE, such as optimizer.lr=0.05")
     *parents, last = key.split(".")
     at = content

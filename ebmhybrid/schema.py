@@ -73,12 +73,21 @@ class Data(Locked):
     image_size: Annotated[int, Field(ge=8, le=512)] | None = None
     # Of text:PATH, in tokens with the end token: longer lines are dropped, since all rows are padded to the longest
     max_length: Annotated[int, Field(ge=2, le=2**20)] = 512
+    # Of folder:PATH and shards:PATTERN: decoded batch by batch, by default where memory would hold more than 1 GiB
+    stream: bool | None = None
+    workers: Annotated[int, Field(ge=0, le=256)] = 2  # processes that decode ahead; 0 for none
     augment: Augment = Augment()
 
     @model_validator(mode="after")
     def _length_is_of_text(self) -> Data:
         if "max_length" in changed_fields(self) and not self.train.startswith("text:"):
             raise ValueError(f"max_length: is for text:PATH, not for {self.train}")
+        return self
+
+    @model_validator(mode="after")
+    def _streams_are_of_pictures(self) -> Data:
+        if self.stream and not self.train.startswith(("folder:", "shards:")):
+            raise ValueError(f"stream: is for folder:PATH and shards:PATTERN, not for {self.train}")
         return self
 
 
@@ -144,14 +153,20 @@ class Schedule(Locked):
 
 class Training(Locked):
     epochs: Count = 1
-    batch_size: Annotated[int, Field(ge=2)] = 128
+    batch_size: Annotated[int, Field(ge=2)] = 128  # of all processes together
+    # In so many parts one after the other, whose gradients are added up: what is contrasted is within a part
+    accumulate: Count = 1
+    sync_batch_norm: bool = False  # over all processes; alone it changes nothing
     max_steps: Count | None = None
+    save_every: Count | None = None  # steps; besides at the end of each epoch
     ema: Fraction | None = None
     grad_clip: Positive | None = None
     # auto: bf16 where the device computes in it, else fp32
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     channels_last: bool = False
     compile: bool = False
+    # The last layer and the loss a chunk of classes at a time, without N x C logits: for tens of thousands of classes
+    linear_energy: bool = False
     log_every: Count = 50
 
 
@@ -219,6 +234,8 @@ class Recipe(Locked):
                 raise ValueError(f"reference.set = {self.reference.set}: is what the run is trained or tested on")
         if held_off and not self.reference:
             raise ValueError(f"objective.{held_off[0]} needs reference images: reference.families or reference.set")
+        if self.optimizer.sam_rho and self.training.accumulate > 1:
+            raise ValueError("optimizer.sam_rho takes the gradient of a whole batch, not of training.accumulate parts")
         if self.optimizer.sam_rho and self.training.precision == "fp16":
             raise ValueError("optimizer.sam_rho takes two gradients a step, which the scaler of fp16 does not allow")
         if terms.jem is None and changed_fields(self.guard):
@@ -227,6 +244,8 @@ class Recipe(Locked):
             self._sampling_fits(terms.jem)
         if terms.supcon is not None:
             self._features_fit(terms.supcon)
+        if self.training.linear_energy:
+            self._rows_are_never_whole()
         self._codes_fit()
         if self.data.augment.mixup_alpha:
             if hdge and hdge.form == "released" and hdge.negatives != "batch":
@@ -298,6 +317,28 @@ class Recipe(Locked):
                 f"objective.supcon.head_epochs = {supcon.head_epochs}: must leave epochs of {self.training.epochs} "
                 "to the encoder"
             )
+
+    def _rows_are_never_whole(self) -> None:
+        jem, name = self.objective.jem, self.model.name
+        if name != "wide_resnet":
+            raise ValueError(
+                f"training.linear_energy needs model.name=wide_resnet, whose features are known, got {name}"
+            )
+        reasons = {
+            "objective.hdge": (self.objective.hdge, "its negatives are whole rows of logits"),
+            "objective.logit_norm": (self.objective.logit_norm, "it divides a row by its norm"),
+            "objective.supcon": (self.objective.supcon, "its head has a way of its own"),
+            "objective.jem of classes": (jem and jem.by_class, "its chains climb single logits"),
+            "objective.jem.inner_steps": (jem and jem.inner_steps, "they pass the network in other parts"),
+            "data.augment.mixup_alpha": (self.data.augment.mixup_alpha, "its targets are N x C"),
+            "optimizer.sam_rho": (self.optimizer.sam_rho, "its second pass keeps the logits of the first"),
+            "training.compile": (self.training.compile, "it compiles the network up to its logits"),
+        }
+        for key, (asked, reason) in reasons.items():
+            if asked:
+                raise ValueError(
+                    f"training.linear_energy computes no N x C logits and does not go with {key}: {reason}"
+                )
 
     @property
     def encoder_epochs(self) -> int:

@@ -49,6 +49,13 @@ class HDGETerm(Locked):
     negatives: Literal["bank", "batch", "bank+batch"] = "bank"
     normalize: Literal["l2", "none"] = "l2"
     label_smoothing: Probability = 0.0
+    bank_block: Count | None = None  # examples a row of the bank: larger is less to exchange between processes
+
+    @model_validator(mode="after")
+    def _blocks_fit_into_the_bank(self) -> HDGETerm:
+        if self.bank_block is not None and self.bank_block > self.bank_size:
+            raise ValueError(f"bank_block must be at most bank_size = {self.bank_size}, got {self.bank_block}")
+        return self
 
 
 class JEMTerm(Locked):

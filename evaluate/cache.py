@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ebmhybrid.array_files import check_npz
 from ebmhybrid.errors import EbmhybridError
 
 from .predictions import (
@@ -122,7 +123,9 @@ def _installed(package: str) -> str | None:
 def _read(path: Path, name: str, digest: str | None, features: bool) -> Predictions | None:
     """The predictions of a file, None where it is absent or is not what `_write` wrote."""
     try:
-        with np.load(path, allow_pickle=False) as content:
+        with path.open("rb") as opened:
+            check_npz(opened)
+            content = np.load(opened, allow_pickle=False)
             logits, labels, kept = content["logits"], content["labels"], content["features"] if features else None
             notes, shape = (json.loads(str(content[key])) for key in ("notes", "image_shape"))
             right = _is_matrix(logits, len(labels), np.float64) and labels.ndim == 1 and labels.dtype == np.int64

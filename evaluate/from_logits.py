@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.lib.npyio import NpzFile
 
+from ebmhybrid.array_files import check_npz
 from ebmhybrid.energies import log_density
 from ebmhybrid.errors import EbmhybridError, nearest
 
@@ -124,7 +125,10 @@ def _members(opened: IO[bytes]) -> dict[str, np.ndarray]:
     if not zipfile.is_zipfile(opened):
         raise EbmhybridError(f"cannot be read as .npz, it is of another format or damaged: {form}")
     try:
+        check_npz(opened)
         content = NpzFile(opened, allow_pickle=False)
+    except ValueError as error:
+        raise EbmhybridError(f"cannot be read as .npz: {error}") from None
     except Exception:  # a damaged or hostile file raises whatever its parser happens to stumble on
         raise EbmhybridError(f"cannot be read as .npz, it is damaged: {form}") from None
     arrays: dict[str, np.ndarray] = {}

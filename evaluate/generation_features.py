@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ebmhybrid.errors import EbmhybridError
+from ebmhybrid.tensor_files import load_tensors
 
 from .predictions import Model, Progress, check_images, predict, softmax
 
@@ -87,7 +88,7 @@ class InceptionWeights:
         except OSError as error:
             raise EbmhybridError(f"cannot read the Inception weights {path}: {error.strerror or error}") from error
         try:
-            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            state = load_tensors(io.BytesIO(content))
         except Exception as error:  # whatever a damaged or hostile pickle brings up
             raise EbmhybridError(f"{path} is no weight file: {type(error).__name__} while reading it") from error
         if not isinstance(state, Mapping) or not all(

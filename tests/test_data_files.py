@@ -518,7 +518,7 @@ def test_pictures_of_every_mode_are_decoded(tmp_path):
     assert len(load_set(f"folder:{tmp_path}/set")) == 5
     Image.fromarray(np.full((4, 4), 60_000, np.uint16)).save(folder / "deep.png")
     with pytest.raises(DataError, match=r"deep.png: pictures must have 8 bits a channel, got PIL mode I"):
-        load_set(f"folder:{tmp_path}/set")
+        load_set(f"folder:{tmp_path}/set", strict=True)
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", None])
@@ -527,7 +527,12 @@ def test_a_corrupt_picture_is_named(tmp_path, content):
     file = tmp_path / "pets" / "dog" / "1.png"
     file.write_bytes(file.read_bytes()[:45] if content is None else content)
     with pytest.raises(DataError, match=r"dog/1.png: cannot be decoded as a picture"):
-        load_set(f"folder:{tmp_path}/pets")
+        load_set(f"folder:{tmp_path}/pets", strict=True)
+    left = load_set(f"folder:{tmp_path}/pets")
+    assert left.labels.tolist() == [0, 0, 0, 1, 1]
+    assert [int(x) for x in left.images[:, 1, 0, 0]] == [0, 10, 20, 0, 20]  # the second dog is missing
+    assert left.notes[1].startswith("1 of 6 pictures cannot be decoded and are left out, the first is ")
+    assert "dog/1.png: cannot be decoded" in left.notes[1]
 
 
 def test_empty_folders_are_refused(tmp_path):

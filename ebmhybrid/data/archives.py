@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import os
 import pickle
 import tarfile
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -15,7 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from ebmhybrid.array_files import check_unpacked
 from ebmhybrid.errors import DataError
+
+LARGEST_READ = 2**24  # bytes at once of an archive; its headers are small, and files are copied in pieces
 
 
 def _latin1(text: str, encoding: str) -> bytes:
@@ -25,19 +29,32 @@ def _latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
+class _NoArray:
+    """Stands for the class of an array, which a pickle names and must not call: it would allocate any size."""
+
+
 # How numpy's arrays ask to be rebuilt, taken from an array: the functions live in modules that were renamed.
 _REBUILD = np.empty(0).__reduce__()[0]
 _FROM_BUFFER = np.empty(0).__reduce_ex__(5)[0]
-_NUMPY = {"ndarray": np.ndarray, "dtype": np.dtype}
+
+
+def _empty_array(kind: Any, shape: Any, code: Any) -> np.ndarray:
+    """The start of an array's rebuilding: it is empty, and gets its shape together with its bytes."""
+    if kind is not _NoArray or shape != (0,):
+        raise pickle.UnpicklingError("an array is not rebuilt as numpy writes it")
+    return _REBUILD(np.ndarray, (0,), code)
+
+
 _ALLOWED: dict[tuple[str, str], Any] = {
-    **{("numpy", name): value for name, value in _NUMPY.items()},
-    **{(f"numpy.{core}.multiarray", "_reconstruct"): _REBUILD for core in ("core", "_core")},
+    ("numpy", "ndarray"): _NoArray,
+    ("numpy", "dtype"): np.dtype,
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): _empty_array for core in ("core", "_core")},
     **{(f"numpy.{core}.numeric", "_frombuffer"): _FROM_BUFFER for core in ("core", "_core")},
     ("_codecs", "encode"): _latin1,
 }
 
 
-class _ArraysOnly(pickle.Unpickler):
+class _ArraysOnly(pickle._Unpickler):  # the one in Python: that in C allocates what a pickle says before it reads
     def find_class(self, module: str, name: str) -> Any:
         try:
             return _ALLOWED[module, name]
@@ -53,8 +70,8 @@ def load_pickle(path: Path) -> dict[str, Any]:
     """
     try:
         with path.open("rb") as file:
-            content = _ArraysOnly(file, encoding="latin1").load()
-    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
+            content = _ArraysOnly(io.BytesIO(file.read()), encoding="latin1").load()
+    except Exception as error:  # a damaged or hostile file raises whatever the unpickler happens to stumble on
         raise DataError(f"{path}: not a pickle of arrays: {error}") from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: must hold a dict, got {type(content).__name__}")
@@ -81,27 +98,46 @@ def unpack(archive: Path, destination: Path) -> None:
     """Unpack a .tar.gz or .zip into a folder; a member that would land outside of it, or is no plain file, is refused.
 
     Raises:
-        DataError: such a member, or an archive that is damaged.
+        DataError: such a member, an archive that is damaged, or a small one that unpacks to something huge.
     """
     try:
+        size = archive.stat().st_size
         if archive.suffix == ".zip":
             with zipfile.ZipFile(archive) as packed:
                 _check_names(packed.namelist(), archive)
+                check_unpacked(sum(member.file_size for member in packed.infolist()), size, "the archive")
                 packed.extractall(destination)
             return
-        with tarfile.open(archive) as tar:
-            _check_names(tar.getnames(), archive)
-            odd = [member.name for member in tar if not (member.isfile() or member.isdir())]
-            if odd:
-                raise DataError(f"{archive}: refused, member {odd[0]!r} is neither a file nor a folder")
+        with _Cautious(archive) as unzipped, tarfile.open(fileobj=unzipped) as tar:
+            _check_members(tar, archive, size)
             if hasattr(tarfile, "data_filter"):
                 tar.extractall(destination, filter="data")
             else:  # early patch levels of Python 3.10 and 3.11; the checks above stand in for the filter
                 tar.extractall(destination)
     except DataError:
         raise
-    except (OSError, EOFError, ValueError, tarfile.TarError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # a damaged or hostile file raises whatever its parser happens to stumble on
         raise DataError(f"{archive}: cannot be unpacked, it may be damaged: {error}") from error
+
+
+class _Cautious(gzip.GzipFile):
+    """A .gz that is not read at once, however long a name or a header in it is said to be."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or not 0 <= size <= LARGEST_READ:
+            raise tarfile.ReadError(f"a header asks for {size} bytes, at most {LARGEST_READ} are read")
+        return super().read(size)
+
+
+def _check_members(tar: tarfile.TarFile, archive: Path, size: int) -> None:
+    """Each member as its header is read, before what follows it is unpacked."""
+    total = 0
+    for member in tar:
+        _check_names([member.name], archive)
+        if not (member.isfile() or member.isdir()):
+            raise DataError(f"{archive}: refused, member {member.name!r} is neither a file nor a folder")
+        total += member.size
+        check_unpacked(total, size, "the archive")
 
 
 def _check_names(names: list[str], archive: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from ebmhybrid.data.order import batch_indices
 from ebmhybrid.data.sets import as_input
 from ebmhybrid.errors import DataError
 
@@ -157,7 +158,8 @@ def batches(
         start: batches of this order to pass over, to resume within an epoch.
 
     Returns:
-        An iterator over (float32 images in [0, 1] or tokens, labels); :func:`count_batches` says over how many.
+        An iterator over (float32 images in [0, 1] or tokens, labels); :func:`ebmhybrid.data.order.count_batches` says
+        over how many.
 
     Raises:
         DataError: lengths that differ, or sizes out of range.
@@ -169,25 +171,5 @@ def batches(
     """
     if len(images) != len(labels):
         raise DataError(f"there must be as many labels as images, got {len(labels)} and {len(images)}")
-    if start < 0:
-        raise DataError(f"start must be at least 0, got {start}")
-    count = count_batches(len(images), batch_size)
-    order = torch.randperm(len(images), generator=generator, device=draw_device(images, generator))
-    sizes = [batch_size] * (count - 1)
-    chunks = order.to(images.device).split([*sizes, len(order) - sum(sizes)])
-    return ((as_input(images[index]), labels[index]) for index in chunks[start:])
-
-
-def count_batches(n: int, batch_size: int) -> int:
-    """The number of batches that :func:`batches` cuts n images into.
-
-    Raises:
-        DataError: no images, or a batch_size below 1.
-
-    >>> count_batches(9, 4), count_batches(10, 4)
-    (2, 3)
-    """
-    if n < 1 or batch_size < 1:
-        raise DataError(f"there must be images and a batch_size of at least 1, got {n} images and {batch_size}")
-    full, rest = divmod(n, batch_size)
-    return max(1, full + (rest > 1))
+    chunks = batch_indices(len(images), batch_size, generator=generator, start=start)
+    return ((as_input(images[index]), labels[index]) for index in (chunk.to(images.device) for chunk in chunks))

@@ -72,7 +72,7 @@ def _in_turn(corruptions: list[Array], labels: Array) -> tuple[Array, Array]:
 def _load_npy(path: Path) -> Array:
     try:
         array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # a damaged or hostile file raises whatever its parser happens to stumble on
         raise DataError(f"{path}: cannot be read as .npy, it may be truncated or hold objects: {error}") from error
     return array
 

@@ -1,4 +1,4 @@
-"""A user's own files: npz:PATH and folder:PATH."""
+"""A user's own arrays: npz:PATH."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ebmhybrid.data.formats import Array, decode_images, describe
+from ebmhybrid.array_files import check_npz
+from ebmhybrid.data.formats import Array, describe
 from ebmhybrid.data.sets import ImageSet
 from ebmhybrid.errors import DataError
 
 LARGEST_LABEL = 100_000
-PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
 
 
 def load_npz(path: str) -> ImageSet:
@@ -25,7 +25,9 @@ def load_npz(path: str) -> ImageSet:
     if not file.is_file():
         raise DataError(f"{name}: there is no file {file}")
     try:
-        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as content:
+        with file.open("rb") as opened:
+            check_npz(opened)
+            content = np.load(opened, allow_pickle=False)
             absent = sorted({"x", "y"} - set(content.files))
             if absent:
                 raise DataError(f"{name}: arrays x and y are needed, {absent[0]} is not among {content.files}")
@@ -55,36 +57,4 @@ def _from_arrays(name: str, x: Array, y: Array) -> ImageSet:
         torch.from_numpy(np.ascontiguousarray(images)),
         torch.from_numpy(y.astype(np.int64)),
         tuple(str(label) for label in range(high + 1)),
-    )
-
-
-def load_folder(path: str, size: int) -> ImageSet:
-    """A folder with one sub-folder of pictures a class, decoded to RGB and resized to size x size.
-
-    Classes are numbered in the order of their names; files that are no pictures by their ending are passed over.
-
-    Raises:
-        DataError: no such folder, no sub-folders, no pictures, or a picture that cannot be decoded.
-    """
-    name, root = f"folder:{path}", Path(path).expanduser()
-    if not root.is_dir():
-        raise DataError(f"{name}: there is no folder {root}")
-    classes = sorted(child.name for child in root.iterdir() if child.is_dir() and not child.name.startswith("."))
-    if not classes:
-        raise DataError(f"{name}: needs one sub-folder of pictures a class, {root} has no sub-folder")
-    found = [
-        (file, label)
-        for label, kind in enumerate(classes)
-        for file in sorted((root / kind).iterdir())
-        if file.suffix.lower() in PICTURES and not file.name.startswith(".")
-    ]
-    if not found:
-        raise DataError(f"{name}: no picture ({', '.join(sorted(PICTURES))}) in the sub-folders of {root}")
-    images = decode_images([file for file, _ in found], size)
-    return ImageSet(
-        name,
-        torch.from_numpy(np.ascontiguousarray(images)),
-        torch.tensor([label for _, label in found]),
-        tuple(classes),
-        (f"whole pictures decoded to RGB and resized to {size}x{size} (bilinear)",),
     )

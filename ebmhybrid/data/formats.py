@@ -7,21 +7,30 @@ has an official validation part it belongs to "train", from which our own valida
 from __future__ import annotations
 
 import gzip
+import math
 import struct
-from collections.abc import Sequence
+import warnings
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ebmhybrid.array_files import check_unpacked
 from ebmhybrid.data.archives import load_pickle
 from ebmhybrid.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 Array = NDArray[Any]
 Content = tuple[Array, Array, tuple[str, ...]]
 
 DIGIT_NAMES = tuple(str(digit) for digit in range(10))
+_PACKED = 15  # miCOMPRESSED of MATLAB 5
 CIFAR10_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
@@ -49,14 +58,19 @@ def cifar100_names(folder: Path) -> tuple[str, ...]:
 
 def read_idx(path: Path, dims: int) -> Array:
     """An array of bytes in the IDX format of MNIST, plain or gzipped: magic 0 0 8 dims, big-endian sizes, values."""
-    raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    head = 4 * (dims + 1)
-    if len(raw) < head or raw[:4] != bytes([0, 0, 8, dims]):
-        raise DataError(f"{path}: not an IDX file of bytes in {dims} dimensions")
-    sizes = struct.unpack(f">{dims}I", raw[4:head])
-    if len(raw) - head != np.prod(sizes, dtype=np.int64):
-        raise DataError(f"{path}: {sizes} bytes announced, {len(raw) - head} found; it may be truncated")
-    return np.frombuffer(raw, np.uint8, offset=head).reshape(sizes)
+    length = 4 * (dims + 1)
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        head = file.read(length)
+        if len(head) < length or head[:4] != bytes([0, 0, 8, dims]):
+            raise DataError(f"{path}: not an IDX file of bytes in {dims} dimensions")
+        sizes = struct.unpack(f">{dims}I", head[4:])
+        announced = math.prod(sizes)
+        check_unpacked(announced, path.stat().st_size, f"IDX of {sizes} bytes")
+        raw = file.read(announced + 1)  # one more, to see that it ends there
+    if len(raw) != announced:
+        found = f"{len(raw)} found; it may be truncated" if len(raw) < announced else "more found"
+        raise DataError(f"{path}: {sizes} bytes announced, {found}")
+    return np.frombuffer(raw, np.uint8).reshape(sizes)
 
 
 def read_mnist(images: Path, labels: Path, names: Sequence[str]) -> Content:
@@ -68,6 +82,7 @@ def read_svhn(path: Path) -> Content:
     """SVHN's cropped digits: X (32, 32, 3, N), y (N, 1) in 1..10, where 10 (or 0) is the digit 0."""
     from scipy.io import loadmat
 
+    _check_mat(path)
     content = loadmat(path, variable_names=["X", "y"])
     if not {"X", "y"} <= content.keys() or content["X"].ndim != 4:
         raise DataError(f"{path}: must hold X of shape (32, 32, 3, N) and y")
@@ -77,6 +92,24 @@ def read_svhn(path: Path) -> Content:
     if content["X"].dtype != np.uint8:
         raise DataError(f"{path}: X must be uint8, got {content['X'].dtype}")
     return content["X"].transpose(3, 2, 0, 1), labels % 10, DIGIT_NAMES
+
+
+def _check_mat(path: Path) -> None:
+    """An error unless it is a MATLAB 5 file whose parts are there and unpack to a sensible size."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        order = {b"\0\1IM": "<", b"\1\0MI": ">"}.get(file.read(128)[124:])
+        if order is None:
+            raise ValueError("not a MATLAB 5 file")
+        while len(tag := file.read(8)) == 8:
+            kind, length = struct.unpack(f"{order}II", tag)
+            start = file.tell()
+            if start + length > size:
+                raise ValueError(f"a part of {length} bytes is announced, {size - start} are there")
+            if kind == _PACKED:
+                inner = zlib.decompressobj().decompress(file.read(min(length, 1024)), 8)
+                check_unpacked(struct.unpack(f"{order}II", inner)[1], length, "a part")
+            file.seek(start + length)
 
 
 def read_celeba(folder: Path, split: str, size: int) -> Content:
@@ -106,22 +139,54 @@ def decode_images(files: Sequence[Path], size: int) -> Array:
     Raises:
         DataError: a file that cannot be decoded, or has more than 8 bits a channel; it is named.
     """
-    from PIL import Image
-
     images = np.empty((len(files), size, size, 3), np.uint8)
     for row, path in zip(images, files, strict=True):
         try:
-            with Image.open(path) as picture:
-                if picture.mode.startswith(("I", "F")):
-                    raise DataError(f"{path}: pictures must have 8 bits a channel, got PIL mode {picture.mode}")
-                # through RGBA, because a palette with transparency converts to RGB with a warning
-                rgb = picture.convert("RGBA" if "transparency" in picture.info else picture.mode).convert("RGB")
-                row[:] = np.asarray(rgb.resize((size, size), Image.Resampling.BILINEAR))
-        except DataError:
-            raise
-        except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-            raise DataError(f"{path}: cannot be decoded as a picture: {error}") from error
+            row[:] = decode_picture(path, size)
+        except PictureError as error:
+            raise DataError(f"{path}: {error}") from error
     return images.transpose(0, 3, 1, 2)
+
+
+class PictureError(ValueError):
+    """A picture that cannot be decoded."""
+
+
+def decode_picture(file: Path | IO[bytes], size: int) -> Array:
+    """A picture as RGB (size, size, 3) uint8, resized bilinearly with antialiasing, transparency dropped.
+
+    Raises:
+        PictureError: it cannot be decoded, or has more than 8 bits a channel.
+    """
+    from PIL import Image
+
+    try:
+        with opened_picture(file) as picture:
+            if picture.mode.startswith(("I", "F")):
+                raise PictureError(f"pictures must have 8 bits a channel, got PIL mode {picture.mode}")
+            # through RGBA, because a palette with transparency converts to RGB with a warning
+            rgb = picture.convert("RGBA" if "transparency" in picture.info else picture.mode).convert("RGB")
+            return np.asarray(rgb.resize((size, size), Image.Resampling.BILINEAR))
+    except PictureError:
+        raise
+    except Exception as error:  # a damaged or hostile file raises whatever its parser happens to stumble on
+        raise PictureError(f"cannot be decoded as a picture: {error}") from error
+
+
+@contextmanager
+def opened_picture(path: Path | IO[bytes]) -> Iterator[Image.Image]:
+    """A picture whose header has been read and whose pixels have not.
+
+    Raises:
+        DecompressionBombError, DecompressionBombWarning: more pixels than Pillow's limit, 89 million by default.
+        Exception: whatever else Pillow raises for a file that is none of its own.
+    """
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(path) as picture:
+            yield picture
 
 
 def describe(value: object) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ebmhybrid.data.formats import opened_picture
 from ebmhybrid.data.sets import ImageSet
 from ebmhybrid.data.sources import load_set
 from ebmhybrid.errors import DataError, UsageError, nearest
@@ -128,15 +129,14 @@ def decode(path: Path) -> np.ndarray:
     Raises:
         DataError: a file that is absent or cannot be decoded.
     """
-    from PIL import Image
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms import functional as transforms
 
     try:
-        with Image.open(path) as picture:
+        with opened_picture(path) as picture:
             rgb: Any = transforms.resize(picture.convert("RGB"), SIZE, InterpolationMode.BILINEAR)
             return np.asarray(transforms.center_crop(rgb, [SIZE, SIZE])).transpose(2, 0, 1)
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except Exception as error:  # a damaged or hostile file raises whatever its parser happens to stumble on
         raise DataError(f"openood-v1.5: {path} cannot be read as a picture: {error}") from error
 
 

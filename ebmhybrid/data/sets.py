@@ -1,6 +1,7 @@
 """A data set is a uint8 tensor of images and an int64 tensor of labels, in memory and on any device.
 
-CIFAR-10 is 180 MB that way: no worker processes, and batches are cut on the device that trains on them.
+CIFAR-10 is 180 MB that way: no worker processes, and batches are cut on the device that trains on them. What is too
+large for that is a :class:`ebmhybrid.data.StreamedSet`, which has the same methods.
 Whatever was done to the images on the way (resized, a subset, another file than the official one) is kept in
 `notes`, so that a report can say it.
 """
@@ -8,15 +9,14 @@ Whatever was done to the images on the way (resized, a subset, another file than
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from ebmhybrid.errors import DataError
+from ebmhybrid.data.labelled import Labelled
 
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, what PIL's convert("L") uses
 CHUNK_VALUES = 2**24  # float values held at once while adapting: 64 MB
@@ -28,7 +28,7 @@ def as_input(images: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class ImageSet:
+class ImageSet(Labelled):
     """Images with labels; iterating yields (float32 images in [0, 1], int64 labels) in order, the last batch included.
 
     Arguments:
@@ -71,15 +71,21 @@ class ImageSet:
         if self.batch_size < 1:
             self._fail(f"batch_size must be at least 1, got {self.batch_size}")
 
-    def _fail(self, message: str) -> None:
-        raise DataError(f"{self.name}: {message}")
-
-    def __len__(self) -> int:
-        return len(self.images)
-
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for images, labels in zip(self.images.split(self.batch_size), self.labels.split(self.batch_size), strict=True):
             yield as_input(images), labels
+
+    def fetch(self, chunks: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """The images, float32 in [0, 1], and labels at each of the index tensors, on the device of the set.
+
+        >>> import torch
+        >>> two = ImageSet("two", torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1]), ("zero", "one"))
+        >>> [(tuple(x.shape), y.tolist()) for x, y in two.fetch([torch.tensor([1, 0, 1])])]
+        [((3, 1, 8, 8), [1, 0, 1])]
+        """
+        for index in chunks:
+            index = index.to(self.images.device)
+            yield as_input(self.images[index]), self.labels[index]
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -87,78 +93,31 @@ class ImageSet:
         _, channels, height, width = self.images.shape
         return channels, height, width
 
-    @property
-    def num_classes(self) -> int:
-        """Number of classes, the ones without images included."""
-        return len(self.classes)
-
     def to(self, device: torch.device | str) -> ImageSet:
         """The same set on another device."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
-    def noted(self, *notes: str) -> ImageSet:
-        """The same set with more notes."""
-        return replace(self, notes=(*self.notes, *notes))
-
     def select(self, indices: Tensor | Sequence[int], name: str | None = None) -> ImageSet:
         """The images at `indices`, in that order; all classes stay, even those left without images."""
-        index = torch.as_tensor(indices, device=self.images.device).long()
-        if index.numel() and not (int(index.min()) >= 0 and int(index.max()) < len(self)):
-            self._fail(f"indices must lie in 0..{len(self) - 1}, got {int(index.min())}..{int(index.max())}")
+        index = self._checked(indices)
         return replace(self, name=name or self.name, images=self.images[index], labels=self.labels[index])
-
-    def take(self, limit: int) -> ImageSet:
-        """At most `limit` images, evenly spaced over the images ordered by label, so that classes keep their shares.
-
-        Spacing over the images as they lie would pick a single class from a set whose labels go round and round.
-        """
-        if limit < 1:
-            self._fail(f"limit must be at least 1, got {limit}")
-        if limit >= len(self):
-            return self
-        by_label = torch.argsort(self.labels, stable=True)
-        spaced = torch.arange(limit, device=by_label.device) * len(self) // limit
-        return self.select(by_label[spaced].sort().values).noted(f"{limit} of {len(self)} images")
 
     def adapt(self, channels: int, size: int) -> ImageSet:
         """The set as a model wants it: (N, channels, size, size), each change noted; itself if nothing is to do.
 
         Resized bilinearly with antialiasing; RGB becomes gray as ITU-R 601 luminance, gray becomes RGB by repetition.
         """
-        if channels not in (1, 3) or size < 1:
-            self._fail(f"can adapt to 1 or 3 channels and a size of at least 1, got {channels} and {size}")
-        have, height, width = self.shape
-        notes = []
-        if (height, width) != (size, size):
-            notes.append(f"resized {height}x{width} -> {size}x{size} (bilinear)")
-        if have != channels:
-            notes.append("gray -> RGB" if channels == 3 else "RGB -> gray (ITU-R 601)")
+        notes = self._changes(channels, size)
         if not notes:
             return self
+        have, height, width = self.shape
         chunk = max(1, CHUNK_VALUES // max(have * height * width, channels * size * size))
-        adapted = torch.cat([_adapt(images, channels, size) for images in self.images.split(chunk)])
+        adapted = torch.cat([adapt(images, channels, size) for images in self.images.split(chunk)])
         return replace(self, images=adapted).noted(*notes)
 
-    def keep_classes(self, spec: str) -> ImageSet:
-        """Only the classes of `spec` ("0-6", "7,9", "0-2,5"), relabelled 0.. in ascending order.
-
-        >>> import torch
-        >>> ten = ImageSet("ten", torch.zeros(10, 1, 2, 2, dtype=torch.uint8), torch.arange(10), tuple("abcdefghij"))
-        >>> kept = ten.keep_classes("7,9")
-        >>> kept.name, kept.classes, kept.labels.tolist()
-        ('ten:7,9', ('h', 'j'), [0, 1])
-        """
-        kept = parse_classes(spec, self.num_classes, self.name)
-        new_label = torch.full((self.num_classes,), -1, device=self.labels.device)
-        new_label[kept] = torch.arange(len(kept), device=self.labels.device)
-        labels = new_label[self.labels]
-        index = (labels >= 0).nonzero().squeeze(1)
-        if not len(index):
-            self._fail(f"no image has a class in {spec}")
-        classes = tuple(self.classes[c] for c in kept)
-        return replace(
-            self, name=f"{self.name}:{spec}", images=self.images[index], labels=labels[index], classes=classes
-        )
+    def in_memory(self) -> ImageSet:
+        """Itself: what a set that is read from files has to do first."""
+        return self
 
     def digest(self) -> str:
         """sha256 of the shape, the images and the labels, in hexadecimal: the same on every machine and device."""
@@ -168,7 +127,8 @@ class ImageSet:
         return sha.hexdigest()
 
 
-def _adapt(images: Tensor, channels: int, size: int) -> Tensor:
+def adapt(images: Tensor, channels: int, size: int) -> Tensor:
+    """uint8 images (N, C, H, W) as (N, channels, size, size), in the way of :meth:`ImageSet.adapt`."""
     x = images.float()
     if x.shape[1] == 3 and channels == 1:
         x = torch.einsum("nchw,c->nhw", x, x.new_tensor(LUMINANCE))[:, None]
@@ -176,24 +136,3 @@ def _adapt(images: Tensor, channels: int, size: int) -> Tensor:
         x = interpolate(x, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
     x = x.round().clamp(0, 255).to(torch.uint8)
     return x.expand(-1, channels, -1, -1).contiguous()
-
-
-def parse_classes(spec: str, num_classes: int, name: str) -> list[int]:
-    """The class numbers of "0-2,5", ascending.
-
-    Raises:
-        DataError: not of that form, a range that runs backwards, or a class out of range.
-
-    >>> parse_classes("0-2,5", 10, "digits")
-    [0, 1, 2, 5]
-    """
-    kept: set[int] = set()
-    for part in spec.split(","):
-        if not re.fullmatch(r"[0-9]+(-[0-9]+)?", part):
-            raise DataError(f"{name}: classes must look like 0-6 or 7,9, got {spec!r}")
-        first, _, last = part.partition("-")
-        low, high = int(first), int(last or first)
-        if not low <= high < num_classes:
-            raise DataError(f"{name}: classes must be rising and lie in 0..{num_classes - 1}, got {part!r} in {spec!r}")
-        kept.update(range(low, high + 1))
-    return sorted(kept)

@@ -5,14 +5,19 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, cast
 
 from ebmhybrid.data.builtin import BUILDERS, Shape, interpolations
 from ebmhybrid.data.cifar10c import load_cifar10c
 from ebmhybrid.data.downloads import DECODED_SIZE, load_published
-from ebmhybrid.data.files import load_folder, load_npz
+from ebmhybrid.data.files import load_npz
+from ebmhybrid.data.folders import load_folder
+from ebmhybrid.data.held_out import unseen, with_classes_of
 from ebmhybrid.data.published import SOURCES
 from ebmhybrid.data.sets import ImageSet
+from ebmhybrid.data.shards import load_shards
 from ebmhybrid.data.splits import Splits, stratified_split
+from ebmhybrid.data.streamed import StreamedSet
 from ebmhybrid.errors import DataError, nearest
 
 PATTERNS = {
@@ -20,6 +25,7 @@ PATTERNS = {
     "interp:NAME": "means of two random images of another set",
     "npz:PATH": "a file of arrays x, uint8 (N, H, W[, C]), and y, integers (N,)",
     "folder:PATH": "a folder with one sub-folder of pictures a class",
+    "shards:PATTERN": "tar files in the WebDataset convention, train-{000..099}.tar or a folder of them",
     "text:PATH": "a file of one sequence a line, for sequence_autoencoder",
     "NAME:0-6": "some classes of any set, as ranges and numbers: 0-6 or 7,9 or 0-2,5",
 }
@@ -34,6 +40,9 @@ class _Request:
     download: bool
     shape: Shape | None
     seed: int
+    stream: bool | None
+    workers: int
+    strict: bool
 
 
 def data_names() -> list[tuple[str, str]]:
@@ -54,6 +63,9 @@ def load_set(
     download: bool = True,
     shape: Shape | None = None,
     seed: int = 0,
+    stream: bool | None = None,
+    workers: int = 2,
+    strict: bool = False,
 ) -> ImageSet:
     """A set to evaluate on: the official test split where there is one, else everything.
 
@@ -63,6 +75,10 @@ def load_set(
         download: whether what is absent may be fetched.
         shape: (C, H, W) of the model, H = W. Noise, shapes and photos are made in it, other sets are adapted to it.
         seed: for noise, shapes and interpolations.
+        stream: whether folder:PATH and shards:PATTERN are a :class:`ebmhybrid.data.StreamedSet`, which is like an
+            ImageSet but for its `images`; by default where their decoded pictures take more than 1 GiB.
+        workers: processes that decode the pictures of these.
+        strict: whether one that cannot be decoded is an error; else it is skipped and counted.
 
     Raises:
         DataError: an unknown name, or data that is absent, malformed or does not fit.
@@ -70,7 +86,7 @@ def load_set(
     >>> load_set("digits:7-9", shape=(3, 32, 32)).shape
     (3, 32, 32)
     """
-    return _load(name, "test", _request(data_dir, download, shape, seed))
+    return _load(name, "test", _request(data_dir, download, shape, seed, stream, workers, strict))
 
 
 def load_splits(
@@ -84,6 +100,9 @@ def load_splits(
     download: bool = True,
     shape: Shape | None = None,
     labelled: bool = True,
+    stream: bool | None = None,
+    workers: int = 2,
+    strict: bool = False,
 ) -> Splits:
     """A set to train on, as train, validation and test parts that share no image.
 
@@ -96,7 +115,7 @@ def load_splits(
         validation_fraction: in (0, 1).
         test_fraction: in (0, 1), used where there is no other test set.
         seed: decides the split; the same seed gives the same parts.
-        data_dir: as in :func:`load_set`, like `download` and `shape`.
+        data_dir: as in :func:`load_set`, like `download`, `shape`, `stream`, `workers` and `strict`.
         labelled: False for what learns without labels, and takes images of a single class too.
 
     Raises:
@@ -106,8 +125,10 @@ def load_splits(
     >>> len(splits.train), len(splits.validation), len(splits.test)
     (1258, 180, 359)
     """
-    request = _request(data_dir, download, shape, seed)
+    request = _request(data_dir, download, shape, seed, stream, workers, strict)
     whole = _load(train, "train", request)
+    if isinstance(whole, StreamedSet):
+        request = replace(request, stream=True)  # the test set too, so that the two can be compared
     if validation_fraction + test_fraction >= 1 and test is None and _parse(train)[0] not in SOURCES:
         raise DataError(
             f"{train}: validation_fraction {validation_fraction} and test_fraction {test_fraction} leave nothing to "
@@ -130,16 +151,26 @@ def load_splits(
         for part, index in zip(shares, indices, strict=True)
     }
     if "test" not in parts:
-        parts["test"] = _with_classes_of(whole, _load(test or train, "test", request))
+        parts["test"] = with_classes_of(whole, _load(test or train, "test", request))
     if test is not None:
-        _check_unseen(parts["test"], whole)
+        parts["test"] = unseen(parts["test"], whole)
     return Splits(**parts)
 
 
-def _request(data_dir: str | Path, download: bool, shape: Shape | None, seed: int) -> _Request:
+def _request(
+    data_dir: str | Path,
+    download: bool,
+    shape: Shape | None,
+    seed: int,
+    stream: bool | None,
+    workers: int,
+    strict: bool,
+) -> _Request:
     if shape is not None and (len(shape) != 3 or shape[0] not in (1, 3) or shape[1] != shape[2] or shape[1] < 1):
         raise DataError(f"shape must be (C, H, W) with C = 1 or 3 and H = W, got {tuple(shape)}")
-    return _Request(Path(data_dir).expanduser(), download, shape, seed)
+    if workers < 0:
+        raise DataError(f"workers must be at least 0, got {workers}")
+    return _Request(Path(data_dir).expanduser(), download, shape, seed, stream, workers, strict)
 
 
 def _parse(name: str) -> tuple[str, str | None]:
@@ -148,7 +179,7 @@ def _parse(name: str) -> tuple[str, str | None]:
     if base in BUILDERS or base in SOURCES:
         return base, spec if colon else None
     match = CLASS_FILTER.fullmatch(name)
-    if match and base != "interp" and match[1] not in ("npz", "folder"):
+    if match and base != "interp" and match[1] not in ("npz", "folder", "shards"):
         return match[1], match[2]
     return name, None
 
@@ -174,35 +205,10 @@ def _load_base(name: str, split: str, request: _Request) -> ImageSet:
         return interpolations(_load(rest, split, request), request.seed)
     if kind == "npz" and rest:
         return load_npz(rest)
-    if kind == "folder" and rest:
-        return load_folder(rest, size)
+    if kind in ("folder", "shards") and rest:
+        how: dict[str, Any] = {"stream": request.stream, "workers": request.workers, "strict": request.strict}
+        found = load_folder(rest, size, **how) if kind == "folder" else load_shards(rest, size, request.folder, **how)
+        return cast(ImageSet, found)  # a streamed set is used as one
     if kind == "text":
         raise DataError(f"{name}: holds sequences, and images are needed here")
     raise DataError(f"unknown data set {name!r}, {nearest(name, [known for known, _ in data_names()])}")
-
-
-def _with_classes_of(train: ImageSet, test: ImageSet) -> ImageSet:
-    """The test set under the train set's class names: the same in the same order, or as many plain numbers."""
-    if test.num_classes > train.num_classes:
-        raise DataError(f"{test.name}: has {test.num_classes} classes, the train set {train.name} {train.num_classes}")
-    same = test.classes == train.classes[: test.num_classes]
-    one_is_numbered = all(map(str.isdecimal, test.classes)) != all(map(str.isdecimal, train.classes))
-    if not same and not (one_is_numbered and test.num_classes == train.num_classes):
-        raise DataError(
-            f"{test.name}: its classes ({', '.join(test.classes[:5])}, ...) are not those of the train set "
-            f"{train.name} ({', '.join(train.classes[:5])}, ...)"
-        )
-    return replace(test, classes=train.classes)
-
-
-def _check_unseen(test: ImageSet, whole: ImageSet) -> None:
-    """A test set chosen by name must not hold what is trained or validated on; a stray duplicate is let pass."""
-    if test.shape != whole.shape:
-        return
-    seen = {image.numpy().tobytes() for image in whole.images}
-    repeated = sum(image.numpy().tobytes() in seen for image in test.images)
-    if repeated > 0.01 * len(test):
-        raise DataError(
-            f"{test.name}: {repeated} of its {len(test)} images are also in {whole.name}, which is trained and "
-            "validated on"
-        )

@@ -60,11 +60,11 @@ def stratified_split(labels: Tensor, fractions: Sequence[float], seed: int) -> l
     if not all(0 < f <= 1 for f in fractions) or not math.isclose(sum(fractions), 1, abs_tol=1e-6):
         raise DataError(f"the shares of a split must be positive and sum to 1, got {[round(f, 6) for f in fractions]}")
     generator = torch.Generator().manual_seed(seed)
-    labels = labels.cpu()
+    present, counts = labels.cpu().unique(return_counts=True)
+    by_label = labels.cpu().argsort(stable=True).split(counts.tolist())
     parts: list[list[Tensor]] = [[] for _ in fractions]
     owed = [0.0] * len(fractions)  # how far each part is behind its share, over the classes dealt so far
-    for label in labels.unique().tolist():
-        members = (labels == label).nonzero().squeeze(1)
+    for label, members in zip(present.tolist(), by_label, strict=True):
         if len(members) < len(fractions):
             raise DataError(f"class {label} has {len(members)} images, a split in {len(fractions)} parts needs as many")
         members = members[torch.randperm(len(members), generator=generator)]

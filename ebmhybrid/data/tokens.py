@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -74,6 +74,12 @@ class TokenSet:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         yield from zip(self.tokens.split(self.batch_size), self.labels.split(self.batch_size), strict=True)
+
+    def fetch(self, chunks: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """The tokens and labels at each of the index tensors, on the device of the set."""
+        for index in chunks:
+            index = index.to(self.tokens.device)
+            yield self.tokens[index], self.labels[index]
 
     @property
     def images(self) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ebmhybrid.energies import check_logits, energy
 from ebmhybrid.kernels import at_least_float32
 from ebmhybrid.losses.checks import check_labels, check_targets
+from ebmhybrid.losses.gathered import gathered
 
 # What the released LogitNorm adds to the norm.
 NORM_EPS = 1e-7
@@ -80,7 +81,7 @@ class LogitNormLoss(nn.Module):
         return f"temperature={self.temperature}"
 
 
-def supcon_loss(projections: Tensor, labels: Tensor, temperature: float = 0.1) -> Tensor:
+def supcon_loss(projections: Tensor, labels: Tensor, temperature: float = 0.1, *, gather: bool = False) -> Tensor:
     """Supervised contrastive loss: each view among all others, against those of its class, in its form L_out.
 
         L_i = -1/|P(i)| sum_{p in P(i)} log( exp(z_i.z_p / T) / sum_{a != i} exp(z_i.z_a / T) ),   z of unit length
@@ -94,6 +95,9 @@ def supcon_loss(projections: Tensor, labels: Tensor, temperature: float = 0.1) -
             precision, and under autocast, it is computed in float32.
         labels: int64 (N,).
         temperature: T > 0.
+        gather: compare with the views of all processes (:mod:`ebmhybrid.losses.gathered`), of which there must be two
+            or more; V is the same on all. For V = 1 the sum over own views is divided by the number of those which have
+            a positive on average over processes.
 
     Returns:
         A scalar in nats >= 0, of O((N V)^2) memory; 0 where no view has a positive, which takes V = 1.
@@ -107,25 +111,36 @@ def supcon_loss(projections: Tensor, labels: Tensor, temperature: float = 0.1) -
     True
     """
     _check_temperature(temperature)
-    _check_views(projections, labels)
-    count, views, _ = projections.shape
-    z = F.normalize(at_least_float32(projections).reshape(count * views, -1), dim=1)
+    _check_views(projections, labels, least=0 if gather else 2)
+    z = F.normalize(at_least_float32(projections).flatten(0, 1), dim=1)
+    label = labels.repeat_interleave(projections.shape[1])
+    others, first, their_label = z, 0, label
+    if gather:
+        others, first = gathered(z)
+        their_label, _ = gathered(label)
+        if len(others) < 2:  # on every process
+            raise ValueError(f"projections must be two views or more in all, got {len(others)} on all processes")
     # In bfloat16 a product is off by up to .004, and 1 / T makes that .04.
     with torch.autocast(z.device.type, enabled=False):
-        similarity = z @ z.T / temperature
-    itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
-    label = labels.repeat_interleave(views)
-    positive = (label[:, None] == label) & ~itself
+        similarity = z @ others.T / temperature
+    rows, places = (torch.arange(len(x), device=z.device) for x in (z, others))
+    itself = rows[:, None] + first == places
+    positive = (label[:, None] == their_label) & ~itself
     positives = positive.sum(1)
     pull = similarity.where(positive, 0).sum(1) / positives.clamp_min(1)
     push = similarity.masked_fill(itself, -math.inf).logsumexp(1)
     counted = positives > 0
-    return (push - pull).where(counted, 0).sum() / counted.sum().clamp_min(1)
+    loss = (push - pull).where(counted, 0).sum()
+    if not gather:
+        return loss / counted.sum().clamp_min(1)
+    _, image_of, sizes = their_label.unique(return_inverse=True, return_counts=True)
+    share = (sizes[image_of] > 1).to(loss.dtype).mean()  # of all views, those with a positive
+    return loss / (max(len(z), 1) * share.where(share > 0, 1))
 
 
-def _check_views(projections: Tensor, labels: Tensor) -> None:
+def _check_views(projections: Tensor, labels: Tensor, least: int) -> None:
     shape = tuple(projections.shape)
-    if not projections.is_floating_point() or len(shape) != 3 or shape[0] * shape[1] < 2 or not shape[2]:
+    if not projections.is_floating_point() or len(shape) != 3 or shape[0] * shape[1] < least or not shape[2]:
         raise ValueError(
             f"projections must be floating point (N, V, D), two views or more in all, got {projections.dtype} {shape}"
         )
@@ -134,22 +149,22 @@ def _check_views(projections: Tensor, labels: Tensor) -> None:
 
 
 class SupConLoss(nn.Module):
-    """:func:`supcon_loss` with its temperature.
+    """:func:`supcon_loss` with its temperature; it gathers in training mode only.
 
     >>> SupConLoss()(torch.ones(1, 2, 3), torch.tensor([0]))
     tensor(0.)
     """
 
-    def __init__(self, temperature: float = 0.1) -> None:
+    def __init__(self, temperature: float = 0.1, *, gather: bool = False) -> None:
         super().__init__()
         _check_temperature(temperature)
-        self.temperature = temperature
+        self.temperature, self.gather = temperature, gather
 
     def forward(self, projections: Tensor, labels: Tensor) -> Tensor:
-        return supcon_loss(projections, labels, self.temperature)
+        return supcon_loss(projections, labels, self.temperature, gather=self.gather and self.training)
 
     def extra_repr(self) -> str:
-        return f"temperature={self.temperature}"
+        return f"temperature={self.temperature}" + ", gather=True" * self.gather
 
 
 class ProjectionHead(nn.Sequential):

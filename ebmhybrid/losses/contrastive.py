@@ -149,7 +149,7 @@ def contrastive_loss(
     scores: Tensor,
     targets: Tensor,
     *,
-    live: Tensor | None = None,
+    live: Tensor | tuple[Tensor, int] | None = None,
     bank: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """-log q(x|y) by contrast, one value an example: logsumexp over the column of class y, less the positive's score.
@@ -159,7 +159,8 @@ def contrastive_loss(
     Arguments:
         scores: (N, C), from :func:`class_scores`.
         targets: int64 (N,), or probabilities (N, C): then the expectation over labels.
-        live: (M, C) scores of the images that stand in the columns with gradient, the batch itself among them.
+        live: (M, C) scores of the images that stand in the columns with gradient, the batch itself among them; or their
+            (log_sum (C,), M), where some of them are other processes'.
         bank: (log_sum (C,), count ()) of detached negatives, as a :class:`Bank` gives them.
 
     Returns:
@@ -174,7 +175,9 @@ def contrastive_loss(
     hard = targets.dim() == 1
     if hard and bank is None and live is scores:  # torch has the softmax of a column and its pick in two kernels
         return F.nll_loss(F.log_softmax(scores, 0), targets, reduction="none")
-    parts = [] if live is None else [live.logsumexp(0)]
+    if isinstance(live, Tensor):
+        live = live.logsumexp(0), len(live)
+    parts = [] if live is None else [live[0]]
     if bank is not None:
         parts.append(bank[0].to(scores.dtype))
     log_sums = torch.stack(parts)
@@ -188,6 +191,6 @@ def contrastive_loss(
         loss = log_sums[0] - scores
     else:
         total = log_sums.logsumexp(0).detach()
-        share = live_share(scores, log_sums[0], total, bank[1] + len(live), len(live))
+        share = live_share(scores, log_sums[0], total, bank[1] + live[1], live[1])
         loss = total + share - share.detach() - scores
     return loss if hard else (targets * loss).sum(1)

@@ -1,56 +1,138 @@
-"""Rows of all processes, with gradients: for a loss that compares a batch's rows with each other."""
+"""Rows and log-sums of all processes, with gradients: for a loss that compares a batch's rows with each other.
+
+A batch of N rows lies on R processes of torch.distributed, process r with n_r of them. Each has as its loss L_r the
+mean over its own rows, against columns of all N. Since the batch's mean is
+
+    L = sum_r n_r / N L_r = 1/R sum_r (R n_r / N) L_r,
+
+and DistributedDataParallel averages gradients over processes, (R n_r / N) L_r on process r gives the gradient of one
+process with the whole batch; with equal shares the factor is 1. For that, backward sums over processes what each asks
+of a process's rows. All processes must call these functions, and go backward, the same number of times and in the same
+order; otherwise they wait for each other. Without other processes all of them do nothing.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def processes() -> int:
+    """How many processes work together: those of torch.distributed's default group, 1 where there is none."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Which of them this one is, from 0 on."""
+    return dist.get_rank() if processes() > 1 else 0
+
+
+def all_parts(own: Tensor) -> list[Tensor]:
+    """The tensors of all processes, of one shape, by rank; without gradient."""
+    parts = [torch.empty_like(own, memory_format=torch.contiguous_format) for _ in range(processes())]
+    dist.all_gather(parts, own.contiguous())
+    return parts
+
+
+def row_counts(device: torch.device, *counts: int) -> tuple[tuple[int, ...], ...]:
+    """These numbers of each process, by rank.
+
+    They are read on the host: exchanged there too where the group has a backend for it (as `cpu:gloo,cuda:nccl` has),
+    else on the device, which is then waited for.
+
+    >>> row_counts(torch.device("cpu"), 3, 4)
+    ((3, 4),)
+    """
+    if processes() == 1:
+        return (counts,)
+    own = torch.tensor(counts, device="cpu" if "cpu:" in dist.get_backend_config() else device)
+    return tuple(tuple(part) for part in torch.stack(all_parts(own)).tolist())
 
 
 class _AllGather(torch.autograd.Function):
     """Every process's rows one below the other; backward sums over processes what each asks of the own rows."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, rows.contiguous())
-        ctx.count = len(rows)
-        return torch.cat(parts)
+    def forward(ctx: Any, rows: Tensor, counts: Sequence[int]) -> Tensor:
+        ctx.first, ctx.count = sum(counts[: rank()]), counts[rank()]
+        padding = [0, 0] * (rows.dim() - 1) + [0, max(counts) - len(rows)]
+        parts = all_parts(F.pad(rows, padding))
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         total = grad.clone(memory_format=torch.contiguous_format)  # all_reduce writes into what it is given
         dist.all_reduce(total)
-        return total.narrow(0, dist.get_rank() * ctx.count, ctx.count)
+        return total.narrow(0, ctx.first, ctx.count), None
 
 
-def gathered(rows: Tensor) -> tuple[Tensor, int]:
-    """The rows (N, ...) of all R processes as (R N, ...), and where this process's own begin; alone, (rows, 0).
+def gathered(rows: Tensor, counts: Sequence[int] | None = None) -> tuple[Tensor, int]:
+    """The rows (n_r, ...) of all R processes as (N, ...), and where this process's own begin; alone, (rows, 0).
 
-    A loss that is a mean over a process's rows against these columns then has, averaged over processes as
-    DistributedDataParallel averages gradients, the value and gradient of one process with the whole batch. All
-    processes must call it, and go backward, the same number of times; otherwise they wait for each other.
+    A process may have no rows if another has some. Where shares differ, the mean of the processes' means must be
+    weighted as the module docstring says. The gradient cannot be differentiated again.
+
+    Arguments:
+        counts: how many rows each process holds, where that is known already.
 
     Raises:
-        ValueError: on every process, where they hold different numbers of rows or none: the mean over processes of
-            their means would then not be the mean over rows.
+        ValueError: on every process, where none of them holds a row.
 
     >>> gathered(torch.ones(2, 3))[0].shape
     torch.Size([2, 3])
     """
-    alone = not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
-    sizes = [len(rows)] if alone else _counts(rows)
-    if len(set(sizes)) > 1:
-        raise ValueError(f"every process must hold as many rows as the others, got {sizes}: drop the last, short batch")
-    if not sizes[0]:
-        raise ValueError(f"every process must hold at least one row, got {sizes}")
-    return (rows, 0) if alone else (_AllGather.apply(rows), dist.get_rank() * len(rows))
+    if counts is None:
+        counts = [count for (count,) in row_counts(rows.device, len(rows))]
+    if not any(counts):
+        raise ValueError(f"some process must hold at least one row, got {list(counts)}")
+    if processes() == 1:
+        return rows, 0
+    return _AllGather.apply(rows, counts), sum(counts[: rank()])
 
 
-def _counts(rows: Tensor) -> list[int]:
-    count = torch.tensor([len(rows)], device=rows.device)
-    counts = [torch.empty_like(count) for _ in range(dist.get_world_size())]
-    dist.all_gather(counts, count)
-    return torch.cat(counts).tolist()
+def own_mean(values: Tensor) -> Tensor:
+    """The mean over a process's own rows, and 0 with a gradient where it has none, for the others wait for that.
+
+    >>> own_mean(torch.tensor([1.0, 3.0])), own_mean(torch.zeros(0))
+    (tensor(2.), tensor(0.))
+    """
+    return values.mean() if len(values) else values.sum()
+
+
+class _SharedLogSum(torch.autograd.Function):
+    """log sum_r exp(own_r); backward sums over processes what each asks of it, and returns this one's share."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor) -> Tensor:
+        total = torch.stack(all_parts(own)).logsumexp(0)
+        ctx.save_for_backward(own, total)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        own, total = ctx.saved_tensors
+        asked = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(asked)
+        # A process without rows has a log-sum of -inf, and if all have, inf - inf is NaN.
+        return asked * torch.exp(own - total).where(own > -math.inf, own.new_zeros(()))
+
+
+def shared_log_sum(own: Tensor) -> Tensor:
+    """The logsumexp over processes of a tensor of one shape on all: the log-sum of all rows from those of the shares.
+
+    Forward exchanges the tensor and backward its gradient, where gathering the rows would exchange all of them. The
+    gradient cannot be differentiated again.
+
+    >>> shared_log_sum(torch.zeros(2))
+    tensor([0., 0.])
+    """
+    return own if processes() == 1 else _SharedLogSum.apply(own)

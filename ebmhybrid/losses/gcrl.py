@@ -17,11 +17,12 @@ from torch import Tensor
 from ebmhybrid.kernels import at_least_float32
 from ebmhybrid.losses.baselines import supcon_loss
 from ebmhybrid.losses.code_contrast import LEAST_TEMPERATURE, check_number, described, scaled
+from ebmhybrid.losses.gathered import processes, rank
 
 Terms = dict[str, Tensor]
 
 
-def nt_xent_loss(anchors: Tensor, positives: Tensor, temperature: float = 0.1) -> Tensor:
+def nt_xent_loss(anchors: Tensor, positives: Tensor, temperature: float = 0.1, *, gather: bool = False) -> Tensor:
     """The mean over 2N views of -log( exp(z.z_other / T) / sum_{a not z} exp(z.z_a / T) ), with z of unit length.
 
     Source: Chen et al. 2020, equation 1 (NT-Xent).
@@ -29,6 +30,7 @@ def nt_xent_loss(anchors: Tensor, positives: Tensor, temperature: float = 0.1) -
     Arguments:
         anchors, positives: (N, P), two views of each of N >= 1 images; of any length, they are normalised here.
         temperature: T >= 1e-6.
+        gather: compare with the views of all processes (:mod:`ebmhybrid.losses.gathered`).
 
     Returns:
         A scalar in nats >= 0: log(2N - 1) where all views are the same, 0 for a single image.
@@ -42,9 +44,9 @@ def nt_xent_loss(anchors: Tensor, positives: Tensor, temperature: float = 0.1) -
     """
     _check_projections(anchors, positives)
     check_number("temperature", temperature, LEAST_TEMPERATURE)
-    itself = torch.arange(len(anchors), device=anchors.device)
+    itself = torch.arange(len(anchors), device=anchors.device) * processes() + rank()  # no other process's number
     views = torch.stack([scaled(at_least_float32(view)) for view in (anchors, positives)], dim=1)
-    return supcon_loss(views, itself, temperature)
+    return supcon_loss(views, itself, temperature, gather=gather)
 
 
 @overload
@@ -57,6 +59,8 @@ def gcrl_loss(
     generative_weight: float = 1.0,
     temperature: float = 0.1,
     return_terms: Literal[False] = False,
+    *,
+    gather: bool = False,
 ) -> Tensor: ...
 
 
@@ -71,6 +75,7 @@ def gcrl_loss(
     temperature: float = 0.1,
     *,
     return_terms: Literal[True],
+    gather: bool = False,
 ) -> tuple[Tensor, Terms]: ...
 
 
@@ -83,6 +88,8 @@ def gcrl_loss(
     generative_weight: float = 1.0,
     temperature: float = 0.1,
     return_terms: bool = False,
+    *,
+    gather: bool = False,
 ) -> Tensor | tuple[Tensor, Terms]:
     """generative_weight (-mean log_likelihood / num_tokens) + weight NT-Xent(anchors, positives): see the module.
 
@@ -94,6 +101,7 @@ def gcrl_loss(
         anchors, positives: (N, P), projections of two views; None where weight is 0.
         weight, generative_weight: >= 0, not both 0.
         temperature: T >= 1e-6 of NT-Xent.
+        gather: contrast with the views of all processes (:mod:`ebmhybrid.losses.gathered`).
         return_terms: add the unweighted terms that were computed, {"generative": nats a token, "contrast": nats}.
 
     Returns:
@@ -112,7 +120,7 @@ def gcrl_loss(
     if weight:
         if anchors is None or positives is None:
             raise ValueError("anchors and positives must be given where weight is not 0, got None")
-        terms["contrast"] = nt_xent_loss(anchors, positives, temperature)
+        terms["contrast"] = nt_xent_loss(anchors, positives, temperature, gather=gather)
         if generative_weight and log_likelihood is not None and len(log_likelihood) != len(anchors):
             raise ValueError(f"anchors must be {len(log_likelihood)} rows as log_likelihood, got {len(anchors)}")
     weights = {"generative": generative_weight, "contrast": weight}

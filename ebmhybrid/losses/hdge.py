@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ebmhybrid.energies import check_logits
-from ebmhybrid.losses.bank import Bank
+from ebmhybrid.energies import check_logits, require_logits
+from ebmhybrid.losses.bank import Bank, Counts
 from ebmhybrid.losses.checks import check_labels, check_options, check_targets
 from ebmhybrid.losses.contrastive import (
     Form,
@@ -21,6 +21,7 @@ from ebmhybrid.losses.contrastive import (
     released_entries,
     smooth,
 )
+from ebmhybrid.losses.gathered import gathered, processes, row_counts, shared_log_sum
 from ebmhybrid.losses.rowwise import RowTerms, row_terms, weighted_sum
 
 Negatives = Literal["bank", "batch", "bank+batch"]
@@ -47,8 +48,14 @@ class HDGELoss(nn.Module):
 
     Half-precision logits are computed in float32 (no operation here is one that autocast lowers). It never waits
     for the device, and traces under `torch.compile(fullgraph=True)`. In training mode each call pushes the batch
-    into the bank after the loss; in `eval()` mode the bank stays as it is. The bank is part of the state dict. A
-    bank alone starts with K random directions, as released; with `bank+batch` it starts empty.
+    into the bank after the loss; in `eval()` mode, of the loss or of its `bank` alone, the bank stays as it is. The
+    bank is part of the state dict. A bank alone starts with K random directions, as released; with `bank+batch` it
+    starts empty.
+
+    With `gather` the batch is that of all processes of torch.distributed: they push it into the bank together, and
+    their images stand in the live columns with gradient. The loss stays the mean over a process's own rows;
+    :mod:`ebmhybrid.losses.gathered` says how it averages to that of one process with the whole batch. This holds in
+    training mode: in `eval()` mode each process is alone. All must begin with the same bank, of one seed or state.
 
     Arguments:
         num_classes: C.
@@ -57,6 +64,8 @@ class HDGELoss(nn.Module):
         bank_size: K, the number of banked negatives. Memory and time do not grow with it.
         label_smoothing: s in [0, 1), for both parts, spread over all classes as in torch's cross-entropy: the label
             vector is 1 - s + s/C at y and s/C elsewhere.
+        bank_block: examples a row of the bank, as `block` of :class:`Bank`.
+        gather: count the images of all processes as one batch, each process with one image or more.
 
     Shapes:
         logits (N, C), N >= 1; y int64 (N,) or probabilities (N, C); reference (R, C): logits of unlabelled reference
@@ -84,6 +93,8 @@ class HDGELoss(nn.Module):
         negatives: Negatives = "bank",
         normalize: Normalize = "l2",
         label_smoothing: float = 0.0,
+        bank_block: int | None = None,
+        gather: bool = False,
     ) -> None:
         super().__init__()
         check_options(num_classes, bank_size, weight, ce_weight, temperature, label_smoothing)
@@ -98,7 +109,8 @@ class HDGELoss(nn.Module):
         self.weight, self.ce_weight = weight, ce_weight
         self.temperature, self.label_smoothing = temperature, label_smoothing
         self.form, self.negatives, self.normalize = form, negatives, normalize
-        self.bank = Bank(num_classes, bank_size) if "bank" in negatives else None
+        self.gather = gather
+        self.bank = Bank(num_classes, bank_size, bank_block) if "bank" in negatives else None
         if self.bank is not None and negatives == "bank":
             # In parts of whole rows: K x C vectors would not fit for large K and C.
             step = self.bank.block * max(1, 2**22 // (self.bank.block * num_classes))
@@ -121,10 +133,20 @@ class HDGELoss(nn.Module):
             raise ValueError(f"negatives={self.negatives!r} keeps no bank")
         self.bank.push(self.scores(logits))
 
+    def push(self, logits: Tensor, reference: Tensor | None = None) -> None:
+        """Put a batch into the bank, if there is one, as a call in training mode does: with `gather` of all processes.
+
+        For a step that computes a batch's loss more than once: after `loss_fn.bank.eval()` a call does not push.
+        """
+        if self.bank is not None:
+            parts = [logits] if reference is None else [logits, reference]
+            self._push([self.scores(part) for part in parts], self._counts(logits, reference))
+
     def forward(
         self, logits: Tensor, y: Tensor, *, reference: Tensor | None = None, return_terms: bool = False
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch, and with `return_terms` its parts before weighting; shapes as in the class."""
+        counts = self._counts(logits, reference)
         hard = check_targets(logits, y, self.num_classes)
         bank = self._checked_bank(logits, hard, reference)
         smoothing, with_ce = self.label_smoothing, bool(self.ce_weight) or return_terms
@@ -135,12 +157,12 @@ class HDGELoss(nn.Module):
             except RuntimeError:  # torch refuses a label out of range; looking at them first costs more
                 check_labels(y, self.num_classes)
                 raise
-            contrast = self._against_bank(logits, y, rows, bank)
+            contrast = self._against_bank(logits, y, rows, bank, counts)
         else:
             if hard:  # here torch would pass over a label of -100
                 check_labels(y, self.num_classes)
             rows = row_terms(logits, y, label_smoothing=smoothing, ce=with_ce)
-            contrast = self._contrast(check_logits(logits), y, reference)
+            contrast = self._contrast(check_logits(logits), y, reference, counts)
         mean = contrast.mean()
         loss = weighted_sum((self.ce_weight, rows.ce), (self.weight, mean))
         if not return_terms:
@@ -148,23 +170,45 @@ class HDGELoss(nn.Module):
         assert rows.ce is not None
         return loss, {"ce": rows.ce, "contrastive": mean}
 
-    def _against_bank(self, logits: Tensor, y: Tensor, rows: RowTerms, bank: Bank) -> Tensor:
+    def _counts(self, logits: Tensor, reference: Tensor | None) -> Counts | None:
+        """How many images and reference images each process holds; None where this one counts as alone."""
+        if not (self.gather and self.training and processes() > 1):
+            return None
+        require_logits(logits)
+        counts = row_counts(logits.device, len(logits), 0 if reference is None else len(reference))
+        if not all(images for images, _ in counts):  # on every process, as the others would wait for one that raises
+            raise ValueError(f"every process must hold one image or more, got {[images for images, _ in counts]}")
+        return counts
+
+    def _push(self, parts: list[Tensor], counts: Counts | None) -> None:
+        """Scores of the images, and of the reference images if there are any."""
+        assert self.bank is not None
+        if counts is not None and len(parts) == 1:
+            parts = [*parts, parts[0][:0]]
+        self.bank.push(*parts, counts=counts)
+
+    def _against_bank(self, logits: Tensor, y: Tensor, rows: RowTerms, bank: Bank, counts: Counts | None) -> Tensor:
         positives = rows.own
         assert positives is not None
         if self.form == "released":
             positives = released_entries(positives, self.num_classes, self.normalize == "l2")
         log_sums = bank.total.index_select(0, y).to(positives.dtype)
         loss = banked_loss(positives, log_sums.unsqueeze(1), self.temperature)
-        if self.training:
+        if bank.training:
             with torch.no_grad():
-                bank.push(self.scores(logits))  # after the loss: a positive is not its own banked negative
+                self._push([self.scores(logits)], counts)  # after the loss: a positive is not its own banked negative
         return loss
 
-    def _contrast(self, logits: Tensor, y: Tensor, reference: Tensor | None) -> Tensor:
+    def _contrast(self, logits: Tensor, y: Tensor, reference: Tensor | None, counts: Counts | None) -> Tensor:
         if self.form == "released" and y.dim() == 2:
-            return self._soft_released(logits, y, reference)
+            return self._soft_released(logits, y, reference, counts)
         scores = self.scores(logits)
-        columns = scores if reference is None else torch.cat([scores, self.scores(reference)])
+        parts = [scores] if reference is None else [scores, self.scores(reference)]
+        live: Tensor | tuple[Tensor, int] | None = None
+        if "batch" in self.negatives:
+            live = scores if reference is None else torch.cat(parts)
+            if counts is not None:
+                live = shared_log_sum(live.logsumexp(0)), sum(map(sum, counts))
         targets = y
         if self.form == "paper" and self.label_smoothing:
             probabilities = F.one_hot(y, self.num_classes).to(logits.dtype) if y.dim() == 1 else y
@@ -172,19 +216,29 @@ class HDGELoss(nn.Module):
         loss = contrastive_loss(
             scores,
             targets,
-            live=columns if "batch" in self.negatives else None,
+            live=live,
             bank=(self.bank.log_sum(), self.bank.count()) if self.bank is not None else None,
         )
-        if self.bank is not None and self.training:
-            self.bank.push(columns)
+        if self.bank is not None and self.bank.training:
+            self._push(parts, counts)
         return loss
 
-    def _soft_released(self, logits: Tensor, y: Tensor, reference: Tensor | None) -> Tensor:
-        """The released score with a label vector for each example: every image under every example's vector."""
-        images = logits if reference is None else torch.cat([logits, reference.to(logits.dtype)])
-        values = F.normalize(images, dim=1) if self.normalize == "l2" else images
+    def _soft_released(self, logits: Tensor, y: Tensor, reference: Tensor | None, counts: Counts | None) -> Tensor:
+        """The released score with a label vector for each example: every image under every example's vector.
+
+        Here no sum is shared by two examples: processes exchange logits.
+        """
+        others = logits[:0] if reference is None else reference.to(logits.dtype)
+        first = 0
+        if counts is not None:
+            images, references = zip(*counts, strict=True)
+            logits, first = gathered(logits, images)
+            if any(references):
+                others, _ = gathered(others, references)
+        columns = torch.cat([logits, others])
+        values = F.normalize(columns, dim=1) if self.normalize == "l2" else columns
         scores = label_vector_scores(values, smooth(y, self.label_smoothing)) / self.temperature
-        return scores.logsumexp(0) - scores.diagonal()
+        return scores.logsumexp(0) - scores.diagonal(-first)
 
     def _checked_bank(self, logits: Tensor, hard: bool, reference: Tensor | None) -> Bank | None:
         """The bank, if there is one, after a look at what the options allow of this call."""
@@ -214,6 +268,7 @@ class HDGELoss(nn.Module):
             "temperature": self.temperature,
             "label_smoothing": self.label_smoothing,
             "bank_size": self.bank.capacity if self.bank is not None else 0,
+            "bank_block": self.bank.block if self.bank is not None else 0,
         }
 
     def set_extra_state(self, state: dict[str, str | float]) -> None:
@@ -226,5 +281,5 @@ class HDGELoss(nn.Module):
         return (
             f"{self.num_classes}, weight={self.weight}, ce_weight={self.ce_weight}, temperature={self.temperature}, "
             f"form={self.form!r}, negatives={self.negatives!r}, normalize={self.normalize!r}, "
-            f"label_smoothing={self.label_smoothing}"
+            f"label_smoothing={self.label_smoothing}, gather={self.gather}"
         )

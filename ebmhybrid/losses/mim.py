@@ -35,6 +35,7 @@ from ebmhybrid.losses.code_contrast import (
     contrastive_log_prob,
     infonce_log_prob,
 )
+from ebmhybrid.losses.gathered import own_mean
 
 Generative = Literal["none", "vae", "mim"]
 Contrast = Literal["none", "cmim", "infonce"]
@@ -64,7 +65,8 @@ def latent_loss(
         temperature: t >= 1e-6 of the contrast.
         contrast_weight: at least 0; cMIM has 1.
         positives: (N, D), of contrast="infonce" only: see :func:`infonce_log_prob`.
-        gather: contrast with the codes of all processes (:mod:`ebmhybrid.losses.gathered`).
+        gather: contrast with the codes of all processes (:mod:`ebmhybrid.losses.gathered`). A process may then have
+            N = 0 rows if another has some.
 
     Returns:
         (scalar, {"log_likelihood", "latent", "contrast"}), in float32 or wider: of the terms those that the loss has,
@@ -81,10 +83,10 @@ def latent_loss(
     _check_options(generative, contrast, contrast_weight, positives)
     compared: dict[str, Tensor] = {}  # first, as all processes take part in it
     if contrast == "cmim":
-        compared["contrast"] = contrastive_log_prob(z, temperature, gather=gather).mean()
+        compared["contrast"] = own_mean(contrastive_log_prob(z, temperature, gather=gather))
     elif contrast == "infonce":
-        compared["contrast"] = infonce_log_prob(z, positives, temperature, gather=gather).mean()
-    terms = {} if generative == "none" else _generative_terms(log_px, mean, log_std, z, generative)
+        compared["contrast"] = own_mean(infonce_log_prob(z, positives, temperature, gather=gather))
+    terms = {} if generative == "none" else _generative_terms(log_px, mean, log_std, z, generative, gather)
     terms |= compared
     weights = {"contrast": contrast_weight}
     return -torch.stack([weights.get(name, 1.0) * term for name, term in terms.items()]).sum(), terms
@@ -166,7 +168,7 @@ def infonce_loss(
     >>> infonce_loss(torch.ones(4, 2))  # log 4
     tensor(1.3863)
     """
-    contrast = -infonce_log_prob(z, positives, temperature, gather=gather).mean()
+    contrast = -own_mean(infonce_log_prob(z, positives, temperature, gather=gather))
     return (contrast, {"contrast": -contrast}) if return_terms else contrast
 
 
@@ -194,16 +196,16 @@ def infonce_mim_loss(
 
 
 def _generative_terms(
-    log_px: Tensor | None, mean: Tensor | None, log_std: Tensor | None, z: Tensor, generative: str
+    log_px: Tensor | None, mean: Tensor | None, log_std: Tensor | None, z: Tensor, generative: str, gather: bool
 ) -> dict[str, Tensor]:
-    z = checked_codes(z)
+    z = checked_codes(z, least=0 if gather else 1)
     log_px = checked_like("log_px", log_px, z.shape[:1])
     mean, log_std = checked_like("mean", mean, z.shape), checked_like("log_std", log_std, z.shape)
     if generative == "vae":
         latent = -kl_to_prior(mean, log_std)
     else:
         latent = 0.5 * (log_posterior(z, mean, log_std) + log_prior(z))
-    return {"log_likelihood": log_px.mean(), "latent": latent.mean()}
+    return {"log_likelihood": own_mean(log_px), "latent": own_mean(latent)}
 
 
 def _check_options(generative: str, contrast: str, contrast_weight: float, positives: Tensor | None) -> None:

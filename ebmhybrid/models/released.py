@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ebmhybrid.errors import CheckpointError
 from ebmhybrid.models.wide_resnet import Norm, WideResNet
+from ebmhybrid.tensor_files import load_tensors
 
 # Ours, in the order of theirs. `f.linear` and `energy_output` are heads that their classifier never uses.
 _RENAMES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
@@ -44,15 +45,16 @@ def import_released(path: str | Path, norm: Norm | None = None) -> WideResNet:
         raise CheckpointError(f"{path}: no released JEM or HDGE model (no f.conv1.weight and class_output.weight)")
     blocks = {m[1] for key in state if (m := re.match(r"f\.layer1\.(\d+)\.", key))}
     num_classes, features = state["class_output.weight"].shape
-    model = WideResNet(
-        depth=6 * len(blocks) + 4,
-        width=features // 64,
-        num_classes=num_classes,
-        in_channels=state["f.conv1.weight"].shape[1],
-        norm=norm or _infer_norm(path, state),
-    )
+    architecture: dict[str, Any] = {
+        "depth": 6 * len(blocks) + 4,
+        "width": features // 64,
+        "num_classes": num_classes,
+        "in_channels": state["f.conv1.weight"].shape[1],
+        "norm": norm or _infer_norm(path, state),
+    }
     weights = {_rename(key): value for key, value in state.items() if not _UNUSED.match(key)}
-    own = model.state_dict()
+    with torch.device("meta"):  # no memory is taken before all shapes are known to fit
+        own = WideResNet(**architecture).state_dict()
     wrong = sorted(
         key
         for key in own.keys() | weights.keys()
@@ -61,13 +63,15 @@ def import_released(path: str | Path, norm: Norm | None = None) -> WideResNet:
     )
     if wrong:
         raise CheckpointError(f"{path}: {len(wrong)} weights do not fit a WideResNet, the first is {wrong[0]!r}")
+    model = WideResNet(**architecture)
     model.load_state_dict(weights, strict=False)
     return model.eval()
 
 
 def _read(path: Path) -> dict[str, Tensor]:
     try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:
+            content: Any = load_tensors(file)
     except Exception as error:  # torch.load fails in many ways on a file that is none of its own
         reason = str(error).strip().split("\n")[0]
         raise CheckpointError(f"{path}: cannot be read as weights ({type(error).__name__}: {reason})") from error

@@ -8,21 +8,27 @@ import torch
 from torch import nn
 
 from ebmhybrid.data import ImageSet, Splits, count_batches, load_set, load_splits
+from ebmhybrid.data.order import LEAST
 from ebmhybrid.data.sets import as_input
 from ebmhybrid.data.text_splits import load_text_splits
 from ebmhybrid.data.tokens import TokenSet
 from ebmhybrid.errors import CheckpointError, RecipeError
 from ebmhybrid.models import Normalize, architecture_of, build_model
+from ebmhybrid.models.sync_norm import synchronize_batch_norm
 from ebmhybrid.schema import Recipe
 from ebmhybrid.training.checkpoint import load_model
+from ebmhybrid.training.distributed import ALONE, World
 from ebmhybrid.training.objective import CodesLoss, CombinedLoss
 from ebmhybrid.training.optimization import build_average, build_optimizer, build_scheduler
+from ebmhybrid.training.randomness import derived_seed, seed_global
 from ebmhybrid.training.sampler import build_sampler
 from ebmhybrid.training.setup import Parts, pick_precision
 
+OF_NO_SIZE = ("folder:", "shards:", "celeba", "textures")  # names of sets of pictures of all sizes
 
-def load_data(recipe: Recipe, data_dir: str, download: bool) -> Splits:
-    """The recipe's splits in the model's shape."""
+
+def load_data(recipe: Recipe, data_dir: str, download: bool, strict: bool = False) -> Splits:
+    """The recipe's splits in the model's shape; with `strict` a picture that cannot be decoded is an error."""
     data = recipe.data
     if recipe.model.name == "sequence_autoencoder":
         return load_text_splits(
@@ -34,7 +40,7 @@ def load_data(recipe: Recipe, data_dir: str, download: bool) -> Splits:
             max_length=data.max_length,
         )
     # Pictures of no common size are decoded at the size asked for, which takes a whole shape; all of them are RGB.
-    is_rgb = recipe.model.name.startswith("torchvision/") or data.train.startswith(("folder:", "celeba", "textures"))
+    is_rgb = recipe.model.name.startswith("torchvision/") or data.train.startswith(OF_NO_SIZE)
     channels: int | None = data.channels or (3 if is_rgb else None)
     shape = (channels, data.image_size, data.image_size) if channels and data.image_size else None
     splits = load_splits(
@@ -47,6 +53,9 @@ def load_data(recipe: Recipe, data_dir: str, download: bool) -> Splits:
         download=download,
         shape=shape,
         labelled=not recipe.model.learns_codes,
+        stream=data.stream,
+        workers=data.workers,
+        strict=strict,
     )
     own = splits.train.shape
     size = data.image_size or own[1]
@@ -60,21 +69,30 @@ def load_outliers(recipe: Recipe, splits: Splits, data_dir: str, download: bool)
     if recipe.reference is None or recipe.reference.set is None:
         return None
     shape = splits.train.shape
-    outliers = load_set(recipe.reference.set, data_dir=data_dir, download=download, shape=shape)
+    # Drawn at random at each step, so they have to be in memory.
+    outliers = load_set(recipe.reference.set, data_dir=data_dir, download=download, shape=shape, stream=False)
     return outliers.adapt(shape[0], shape[1])
 
 
 def build_parts(
-    recipe: Recipe, splits: Splits, device: torch.device, outliers: ImageSet | None = None, *, resuming: bool = False
+    recipe: Recipe,
+    splits: Splits,
+    device: torch.device,
+    outliers: ImageSet | None = None,
+    *,
+    resuming: bool = False,
+    world: World = ALONE,
 ) -> Parts:
     """Build what the recipe names, with weights drawn from its seed, or those of `model.init` unless it is resumed.
 
-    The caller owns torch's global random state.
+    The caller owns the global random states. Every process of `world` builds the same weights, and from then on draws
+    from a seed of its own.
     """
     pad, size = recipe.data.augment.pad, splits.train.shape[-1]
     if pad >= size:
         raise RecipeError(f"data.augment.pad = {pad}: must be less than the image size {size}")
-    torch.manual_seed(recipe.seed)
+    _check_shares(recipe, world)
+    seed_global(recipe.seed)
     architecture = architecture_of(recipe.model.name, _facts(splits.train), recipe.model.arguments())
     model = build_model(**architecture)
     _try_on(model, splits, recipe)
@@ -83,16 +101,22 @@ def build_parts(
     elif not resuming and hasattr(model, "fit_palette"):
         # By the seed of the split: likelihoods under palettes of their own would not compare over training seeds.
         model.fit_palette(splits.train.images, seed=recipe.data.split_seed)  # type: ignore[operator]
-    objective = _build_objective(recipe, model, splits).to(device)
+    if recipe.training.sync_batch_norm and world.size > 1:
+        model = synchronize_batch_norm(model, on_cpu=device.type == "cpu")
+    objective = _build_objective(recipe, model, splits, world).to(device)
+    seed = recipe.seed
+    if not world.main:
+        seed = derived_seed(recipe.seed, world.rank)
+        seed_global(seed)
     layout = torch.channels_last if recipe.training.channels_last else torch.contiguous_format
     model = model.to(device, memory_format=layout)  # type: ignore[call-overload]
     optimizer = build_optimizer(
         nn.ModuleList([model, objective]), recipe.optimizer, fused=device.type in ("cpu", "cuda")
     )
     precision = pick_precision(recipe.training.precision, device)
-    steps_per_epoch = count_batches(len(splits.train), recipe.training.batch_size)
+    steps_per_epoch = count_batches(len(splits.train), recipe.training.batch_size, world.size)
     total_steps = min(steps_per_epoch * recipe.training.epochs, recipe.training.max_steps or steps_per_epoch * 10**9)
-    generator = torch.Generator(device).manual_seed(recipe.seed)
+    generator = torch.Generator(device).manual_seed(seed)
     jem, encoder_steps = recipe.objective.jem, min(total_steps, recipe.encoder_epochs * steps_per_epoch)
     stages = [steps for steps in (encoder_steps, total_steps - encoder_steps) if steps]
     return Parts(
@@ -110,9 +134,20 @@ def build_parts(
         metadata=_metadata(recipe, splits, architecture, model),
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
-        sampler=build_sampler(jem, splits.train, device, generator, layout) if jem is not None else None,
+        sampler=None if jem is None else build_sampler(jem, splits.train, device, generator, layout, world.size),
         outliers=None if outliers is None else outliers.to(device),
+        world=world,
     )
+
+
+def _check_shares(recipe: Recipe, world: World) -> None:
+    """Each process needs two images of each part of a batch, or BatchNorm has nothing to take a variance of."""
+    training = recipe.training
+    if training.batch_size < (needed := LEAST * world.size * training.accumulate):
+        raise RecipeError(
+            f"training.batch_size = {training.batch_size}: is shared by {world.size} processes in training.accumulate "
+            f"= {training.accumulate} parts, and must be at least {needed}"
+        )
 
 
 def _facts(images: ImageSet | TokenSet) -> dict[str, Any]:
@@ -123,12 +158,14 @@ def _facts(images: ImageSet | TokenSet) -> dict[str, Any]:
     return {"num_classes": images.num_classes, "in_channels": channels, "image_size": size}
 
 
-def _build_objective(recipe: Recipe, model: nn.Module, splits: Splits) -> CombinedLoss | CodesLoss:
+def _build_objective(recipe: Recipe, model: nn.Module, splits: Splits, world: World) -> CombinedLoss | CodesLoss:
+    gather = world.size > 1
     if recipe.objective.learns_codes:
         _, height, width = splits.train.shape if recipe.objective.gcrl else (0, 0, 0)
-        return CodesLoss(recipe.objective, height * width)
+        return CodesLoss(recipe.objective, height * width, gather=gather)
     num_features = model.head.in_features if recipe.objective.supcon else 0  # type: ignore[union-attr]
-    return CombinedLoss(recipe.objective, splits.train.num_classes, num_features)  # type: ignore[arg-type]
+    classes = splits.train.num_classes
+    return CombinedLoss(recipe.objective, classes, num_features, gather=gather)  # type: ignore[arg-type]
 
 
 def _try_on(model: nn.Module, splits: Splits, recipe: Recipe) -> None:

@@ -1,15 +1,13 @@
-"""What a run keeps on disk: safetensors weights with metadata, one training state, and nothing half-written.
+"""What a run keeps on disk: safetensors weights with metadata, a training state and the one before it.
 
-Every file is written to a temporary name beside its own and renamed, so a reader finds the former file or the new one.
-Weights are safetensors; the training state is loaded with `weights_only=True`: nothing in either is executed.
+Every file is written to a temporary name beside its own and renamed, so a reader finds the former file or the new one,
+and each carries a checksum. Weights are safetensors; the training state is read by `load_tensors`: nothing in either is
+executed, and neither takes more memory than the file has bytes.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,52 +19,94 @@ from torch import nn
 from ebmhybrid._version import __version__
 from ebmhybrid.errors import CheckpointError
 from ebmhybrid.models import build_model
+from ebmhybrid.tensor_files import load_tensors
+from ebmhybrid.training.atomic import write_atomically
+from ebmhybrid.training.digest import tensors_digest, tree_digest
 
 FORMAT = "1"
+LAST, PREVIOUS = "last.state.pt", "previous.state.pt"
 
 
-def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Call `write` with a temporary path in the same folder, flush it to the disk and rename it to `path`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, SafetensorError, RuntimeError) as error:  # each library has its own word for a full disk
-        raise CheckpointError(f"{path}: cannot be written ({' '.join(str(error).split())})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+class NoStateError(CheckpointError):
+    """A run that was stopped before it first saved its state: there is nothing to lose, it begins at step 0."""
 
 
 def save_weights(path: Path, model: nn.Module, metadata: dict[str, Any]) -> None:
-    """A model's state dict and what is needed to build it again, as one safetensors file."""
+    """A model's state dict and what is needed to build it again, as one safetensors file with its sha256."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
-    texts |= {"format": FORMAT, "version": __version__}
+    texts |= {"format": FORMAT, "version": __version__, "sha256": tensors_digest(tensors)}
     write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=texts))
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """The training state: tensors and plain values only, so that `weights_only=True` can load it."""
-    write_atomically(path, lambda temporary: torch.save(state, temporary))
+    """The training state with its sha256; the former one stays beside it as previous.state.pt.
+
+    Tensors and plain values only, so that `weights_only=True` can load it.
+    """
+    checked = {**state, "sha256": tree_digest(state)}
+    write_atomically(path, lambda temporary: _save(checked, temporary), keep_as=path.with_name(PREVIOUS))
+
+
+def _save(state: dict[str, Any], path: Path) -> None:
+    with path.open("wb") as file:  # of a path, torch's own writer would not tell why it failed
+        torch.save(state, file)
 
 
 def load_state(path: Path) -> dict[str, Any]:
     """Read back what `save_state` wrote.
 
     Raises:
-        CheckpointError: a missing, truncated or foreign file.
+        NoStateError: no such file.
+        CheckpointError: a truncated, damaged or foreign file.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:
+            state = load_tensors(file)
+        digest = state.pop("sha256", None) if isinstance(state, dict) else None  # earlier versions wrote none
+        if digest is not None and digest != tree_digest(state):
+            raise CheckpointError(f"{path}: damaged, its values do not have the sha256 that it was saved with")
+    except CheckpointError:
+        raise
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: no training state, so nothing to resume from") from None
+        raise NoStateError(f"{path}: no training state, so nothing to resume from") from None
     except Exception as error:  # torch.load has no error class of its own for a damaged file
-        raise CheckpointError(f"{path}: cannot be read as a training state ({type(error).__name__})") from error
+        reason = f"{type(error).__name__}: {error}" if type(error) is ValueError else type(error).__name__
+        raise CheckpointError(f"{path}: cannot be read as a training state ({reason})") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{path}: no training state of format {FORMAT}")
     return state
+
+
+def load_latest_state(folder: Path) -> tuple[dict[str, Any], str | None]:
+    """A run's last state, or else the one before it.
+
+    Returns:
+        The state, and None or a sentence that says why it is not the last one.
+
+    Raises:
+        NoStateError: the run has saved none yet.
+        CheckpointError: neither can be used.
+    """
+    last, previous = (folder / "checkpoints" / name for name in (LAST, PREVIOUS))
+    try:
+        return load_state(last), None
+    except CheckpointError as error:
+        why = error
+    if not previous.exists():
+        raise why
+    try:
+        state = load_state(previous)
+    except CheckpointError as error:
+        raise CheckpointError(f"{why}; {error}") from None
+    return state, f"{why}; going on from {previous.name}{_step(state)}"
+
+
+def _step(state: dict[str, Any]) -> str:
+    try:
+        return f" of step {int(state['parts']['progress']['step'])}"
+    except (KeyError, TypeError, ValueError):
+        return ""
 
 
 def find_weights(path: str | Path) -> Path:
@@ -108,6 +148,8 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> nn.Modul
         raise CheckpointError(f"{path}: cannot be read as safetensors weights ({error})") from error
     if texts.get("format") != FORMAT:
         raise CheckpointError(f"{path}: its metadata names no ebmhybrid format {FORMAT} (got {texts.get('format')})")
+    if texts.get("sha256") not in (None, tensors_digest(tensors)):  # earlier versions wrote none
+        raise CheckpointError(f"{path}: damaged, its weights do not have the sha256 that they were saved with")
     try:
         metadata = {key: json.loads(value) if key in _JSON_KEYS else value for key, value in texts.items()}
         metadata["image_shape"] = [int(size) for size in metadata["image_shape"]]
@@ -129,11 +171,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> nn.Modul
 
 def weights_digest(model: nn.Module) -> str:
     """sha256 over names and values of the weights: the same for equal weights, however a file orders its metadata."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return tensors_digest(model.state_dict())
 
 
 _JSON_KEYS = {"architecture", "classes", "image_shape", "normalisation"}

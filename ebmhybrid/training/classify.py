@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ebmhybrid.data import ImageSet, augment, mixup, random_images, reference_images
+from ebmhybrid.training.distributed import ALONE, World
 from ebmhybrid.training.guard import SLOWER
+from ebmhybrid.training.linear import linear_losses, only_logit
 from ebmhybrid.training.objective import Contrast
 from ebmhybrid.training.setup import Parts
 
@@ -62,7 +65,8 @@ def prepare(parts: Parts, forward: Forward, images: Tensor, labels: Tensor) -> B
         sample_labels = parts.sampler.labels_for(labels, generator)
         with parts.autocast():  # one region for all steps: weights are cast once
             scale = SLOWER**parts.progress.rollbacks
-            samples = parts.sampler(parts.model, forward, sample_labels, generator, scale)
+            climbed = partial(only_logit, parts.model) if recipe.training.linear_energy else forward
+            samples = parts.sampler(parts.model, climbed, sample_labels, generator, scale)
     wanted = terms.jem is not None and not terms.jem.augment
     return Batch(
         images=parts.laid_out(images),
@@ -75,12 +79,16 @@ def prepare(parts: Parts, forward: Forward, images: Tensor, labels: Tensor) -> B
     )
 
 
-def losses(parts: Parts, forward: Forward, batch: Batch) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-    """The loss, its parts, and the logits of the batch's own images.
+def losses(parts: Parts, forward: Forward, batch: Batch) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
+    """The loss, its parts, and the logits of the batch's own images, None where they are never whole.
 
     Data and samples go through the network one after the other: BatchNorm must not mix them.
     """
     n, contrast, views = len(batch.labels), None, None
+    if parts.recipe.training.linear_energy:
+        with parts.autocast():
+            terms = parts.recipe.objective
+            return *linear_losses(terms, parts.model, batch.images, batch.targets, batch.plain, batch.samples), None
     with parts.autocast():
         if batch.view is not None:
             logits, views = _through_features(parts, batch)
@@ -108,29 +116,30 @@ def _through_features(parts: Parts, batch: Batch) -> tuple[Tensor, Tensor | None
 
 
 @torch.no_grad()
-def validate(model: nn.Module, images: ImageSet, device: torch.device) -> dict[str, float]:
-    """Accuracy and negative log-likelihood (nats) over a set, in float32 and evaluation mode."""
+def validate(model: nn.Module, images: ImageSet, device: torch.device, world: World = ALONE) -> dict[str, float]:
+    """Accuracy and negative log-likelihood (nats) over a set, in float32 and evaluation mode.
+
+    Each process of `world` sees its share of the images, and all get the figures of the whole set.
+    """
     was_training = model.training
     model.eval()
-    losses, correct = [], []
-    for batch, labels in images.to(device):
+    sums = torch.zeros(2, dtype=torch.float64, device=device)
+    chunks = torch.arange(*world.share(len(images))).split(images.batch_size)
+    for batch, labels in images.to(device).fetch([chunk for chunk in chunks if len(chunk)]):
         logits = model(batch).float()
-        losses.append(F.cross_entropy(logits, labels, reduction="sum"))
-        correct.append((logits.argmax(1) == labels).sum())
+        sums[0] += (logits.argmax(1) == labels).sum()
+        sums[1] += F.cross_entropy(logits, labels, reduction="sum")
     model.train(was_training)
-    return {
-        "accuracy": (torch.stack(correct).sum() / len(images)).item(),
-        "nll": (torch.stack(losses).sum() / len(images)).item(),
-    }
+    accuracy, nll = (world.sum(sums) / len(images)).tolist()
+    return {"accuracy": accuracy, "nll": nll}
 
 
 def figures(parts: Parts) -> dict[str, float]:
     """What the kept weights reach on the validation images."""
-    return validate(parts.deployed, parts.splits.validation, parts.device)
+    return validate(parts.deployed, parts.splits.validation, parts.device, parts.world)
 
 
 def said(trained: dict[str, float], found: dict[str, float]) -> str:
     """The figures of an epoch's line."""
-    return (
-        f"train {100 * trained['accuracy']:.2f} %  validation {100 * found['accuracy']:.2f} %  nll {found['nll']:.4f}"
-    )
+    seen = f"train {100 * trained['accuracy']:.2f} %  " if "accuracy" in trained else ""
+    return f"{seen}validation {100 * found['accuracy']:.2f} %  nll {found['nll']:.4f}"

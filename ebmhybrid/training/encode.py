@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 
 from ebmhybrid.data import augment
-from ebmhybrid.data.sets import as_input
+from ebmhybrid.training.randomness import derived_seed
 from ebmhybrid.training.setup import Parts
 
 Forward = Callable[..., Any]
 
 # Best are the weights of the lowest loss on the validation images.
 RANKED = {"loss": -1.0}
+
+LARGEST = 256  # images of a validation batch, within which codes are compared
 
 
 @dataclass(frozen=True)
@@ -79,16 +81,22 @@ def figures(parts: Parts) -> dict[str, float]:
     was_training = model.training
     sums: dict[str, Tensor] = {}
     model.eval()
-    generator = torch.Generator(parts.device).manual_seed(parts.recipe.seed)
+    parts.objective.eval()
+    generator = torch.Generator(parts.device)
+    chunks = torch.arange(len(images)).split(min(parts.recipe.training.batch_size, LARGEST))
+    own = range(parts.world.rank, len(chunks), parts.world.size)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(parts.recipe.seed)
-        for some in images.images.split(parts.recipe.training.batch_size):
-            outputs = _outputs(parts, model, model, _views(parts, as_input(some), generator))
+        for number, (some, _) in zip(own, images.fetch([chunks[number] for number in own]), strict=True):
+            seed = derived_seed(parts.recipe.seed, number)  # of the batch, whichever process has it
+            torch.manual_seed(seed)
+            outputs = _outputs(parts, model, model, _views(parts, some, generator.manual_seed(seed)))
             loss, terms = parts.objective(*outputs)
             for name, value in {"loss": loss, **terms}.items():
                 sums[name] = sums.get(name, 0) + len(some) * value
     model.train(was_training)
-    return {name: (value / len(images)).item() for name, value in sums.items()}
+    found = parts.world.of_each({name: value.item() for name, value in sums.items()})  # of some it may be empty
+    names = dict.fromkeys(name for some in found for name in some)
+    return {name: sum(some.get(name, 0.0) for some in found) / len(images) for name in names}
 
 
 def said(trained: dict[str, float], found: dict[str, float]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,19 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ebmhybrid.data import ImageSet, batches
+from ebmhybrid.data import ImageSet, Splits, batch_indices
 from ebmhybrid.data.tokens import TokenSet
 from ebmhybrid.errors import EbmhybridError, TrainingError, UsageError
 from ebmhybrid.kernels.support import check_backend
 from ebmhybrid.schema import Recipe
 from ebmhybrid.training import checkpoint
 from ebmhybrid.training.build import build_parts, load_data, load_outliers
+from ebmhybrid.training.distributed import ALONE, World, joined
 from ebmhybrid.training.guard import DivergedError, check_weights, divergence, roll_back
 from ebmhybrid.training.interrupt import Interrupt
-from ebmhybrid.training.log import RunLog
+from ebmhybrid.training.log import NoLog, RunLog
 from ebmhybrid.training.meter import Meter
-from ebmhybrid.training.records import check_unused, fresh_folder, locked, open_folder, save, write_records
-from ebmhybrid.training.resume import restore, resumed_recipe
+from ebmhybrid.training.randomness import kept_random_state
+from ebmhybrid.training.records import fresh_folder, locked, open_folder, save, write_records
+from ebmhybrid.training.replica import replicate
+from ebmhybrid.training.resume import find_start, restore
 from ebmhybrid.training.setup import Parts, epoch_generator
 from ebmhybrid.training.step import task_of, train_step
 
@@ -55,6 +58,7 @@ def train(
         recipe: from `load_recipe`. Left out when resuming: the run has its own.
         out: a directory that does not exist or is empty; by default runs/<recipe>/<date-time>.
         resume: a run directory to go on with from its last saved step; on a CPU the result is the same to the bit.
+            "auto", beside a recipe: the run in `out`, or the newest unfinished one of runs/<recipe>, if there is one.
         overrides: KEY=VALUE changes to the resumed run's recipe: how long it trains, logs or how it is evaluated.
             More epochs stretch a cosine schedule.
         data_dir, download: as in `ebmhybrid.data.load_set`.
@@ -65,110 +69,126 @@ def train(
         EbmhybridError: a recipe, data or a directory that cannot be used (before anything is written), or a loss
             that stops being finite.
     """
-    if (recipe is None) == (resume is None) or (recipe is not None and not isinstance(recipe, Recipe)):
+    auto = resume == "auto"
+    if not (isinstance(recipe, Recipe) if auto or resume is None else recipe is None):
         raise UsageError("train takes either a recipe, as load_recipe returns it, or a run to resume")
     if recipe is not None and overrides:
         raise UsageError("overrides belong to resume; give a recipe's to load_recipe")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError("training on several processes is not there yet: WORLD_SIZE is more than 1; start one process")
-    if resume is not None:
-        recipe = resumed_recipe(Path(resume), overrides or [])
-    assert recipe is not None
-    where = pick_device(device)
     check_backend(None)
-    if out is not None:
-        check_unused(Path(out))  # before anything is fetched
-    # Dropout draws from the global generator; forked, so that the caller's stays as it was.
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        splits = load_data(recipe, str(data_dir), download)
-        outliers = load_outliers(recipe, splits, str(data_dir), download)
-        parts = build_parts(recipe, splits, where, outliers, resuming=resume is not None)
-        if resume is None:
-            folder = open_folder(Path(out) if out else fresh_folder(Path("runs", recipe.name)))
-        else:
-            folder = Path(resume)
-            restore(parts, folder)
-        with locked(folder):
-            write_records(folder, parts)
-            if parts.sampler is not None and resume is None:
-                save(parts, folder)  # so that there is a state to go back to before the first epoch's end
-            return _run(parts, folder, progress)
+    with joined(device) as world, kept_random_state(), ExitStack() as stack:
+        where = pick_device(device, world)
+        start = world.told(lambda: find_start(recipe, out, resume, overrides or []))
+        splits, outliers = world.main_first(lambda: _data(start.recipe, str(data_dir), download))
+        with world.together():
+            parts = build_parts(start.recipe, splits, where, outliers, resuming=start.state is not None, world=world)
+            notes = [*start.notes, *restore(parts, start)]
+        folder = world.told(lambda: start.folder or _new_folder(start.recipe, out))
+        with world.together():
+            if world.main:
+                stack.enter_context(locked(folder))
+                write_records(folder, parts)
+        if start.state is None:
+            save(parts, folder)  # so that there is a state to go back to before the first epoch's end
+        return _run(parts, folder, progress, notes)
 
 
-def pick_device(name: str) -> torch.device:
-    """A device by name, checked; `auto` is the first accelerator there is, else the CPU."""
+def _new_folder(recipe: Recipe, out: str | Path | None) -> Path:
+    return open_folder(Path(out) if out else fresh_folder(Path("runs", recipe.name)))
+
+
+def _data(recipe: Recipe, data_dir: str, download: bool) -> tuple[Splits, ImageSet | None]:
+    splits = load_data(recipe, data_dir, download)
+    return splits, load_outliers(recipe, splits, data_dir, download)
+
+
+def pick_device(name: str, world: World = ALONE) -> torch.device:
+    """A device by name, checked; `auto` is the first accelerator there is, else the CPU.
+
+    Of several processes on a machine each has an accelerator of its own.
+    """
+    if world.size > 1 and name.startswith("cuda:"):
+        raise UsageError(f"device {name!r} is one for {world.size} processes; take cuda, and each takes its own")
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and world.size > 1:
+        name = f"cuda:{world.local_rank}"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
+        if world.size > 1 and device.type == "cuda":
+            torch.cuda.set_device(device)
     except Exception as error:  # each backend has errors of its own for being absent
         reason = str(error).strip().split("\n")[0]
         raise EbmhybridError(f"device {name!r} cannot be used: {reason}") from error
     return device
 
 
-def _run(parts: Parts, folder: Path, show: bool) -> Run:
-    at = parts.progress
+def _run(parts: Parts, folder: Path, show: bool, notes: list[str]) -> Run:
+    at, world = parts.progress, parts.world
     # Calling the compiled network leaves its weights, which are saved and averaged, where they are.
     forward = torch.compile(parts.model) if parts.recipe.training.compile else parts.model
+    parts.replica = replicate(parts, task_of(parts), forward)
     train_set = parts.splits.train.to(parts.device)
-    log = RunLog(folder, parts.total_steps, at.step, show)
+    log = RunLog(folder, parts.total_steps, at.epoch, at.step, show) if world.main else NoLog()
+    processes = f"{world.size} processes, " if world.size > 1 else ""
     log.say(
-        f"{parts.recipe.name}: {len(train_set)} training {_units(parts)}, {parts.total_steps} steps, {parts.device}, "
-        f"{str(parts.precision).removeprefix('torch.')}; {folder}"
+        f"{parts.recipe.name}: {len(train_set)} training {_units(parts)}, {parts.total_steps} steps, {processes}"
+        f"{parts.device}, {str(parts.precision).removeprefix('torch.')}; {folder}"
     )
+    for note in notes:
+        log.say(note, always=True)
     try:
         with Interrupt() as interrupt:
-            while at.step < parts.total_steps and not interrupt.signal:
+            while not (stop := world.highest(interrupt.signal or 0)) and at.step < parts.total_steps:
                 try:
-                    meter = _epoch(parts, forward, train_set, log, interrupt, folder)
-                    if interrupt.signal and at.step_in_epoch < parts.steps_per_epoch and at.step < parts.total_steps:
+                    stop = _epoch(parts, forward, train_set, log, interrupt, folder)
+                    if stop and at.step_in_epoch < parts.steps_per_epoch and at.step < parts.total_steps:
                         save(parts, folder)
                     else:
-                        end_epoch(parts, folder, log, meter)
+                        end_epoch(parts, folder, log)
                 except DivergedError as error:
                     roll_back(parts, folder, log, str(error))
-        if interrupt.signal:
+        if stop:
             log.say(f"stopped at step {at.step}; go on with: ebmhybrid train --resume {folder}", always=True)
     finally:
-        log.write_csv()
         log.close()
-    return Run(folder, best_figures(parts), interrupt.signal, at.rollbacks)
+    return Run(folder, best_figures(parts), stop or None, at.rollbacks)
 
 
-def _epoch(parts: Parts, forward: Any, train_set: ImageSet, log: RunLog, interrupt: Interrupt, folder: Path) -> Meter:
-    """The steps of an epoch, or what is left of it: after a resume, up to a signal or the last step."""
-    settings, at = parts.recipe.training, parts.progress
-    meter = Meter()
+def _epoch(parts: Parts, forward: Any, train_set: Any, log: RunLog | NoLog, interrupt: Interrupt, folder: Path) -> int:
+    """The steps of an epoch, or what is left of it: after a resume, up to a signal, which it returns, or the last."""
+    settings, at, world = parts.recipe.training, parts.progress, parts.world
     parts.model.train(not parts.head_only)  # a frozen encoder keeps its statistics too
     parts.objective.train()
-    epoch_batches = batches(
-        train_set.images,
-        train_set.labels,
-        settings.batch_size,
-        generator=epoch_generator(parts.recipe.seed, at.epoch),
-        start=at.step_in_epoch,
-    )
-    for images, labels in epoch_batches:
-        loss, terms, correct = train_step(parts, forward, images, labels)
+    if at.step_in_epoch == 0:
+        parts.meter = Meter()
+    order = epoch_generator(parts.recipe.seed, at.epoch)
+    share = {"start": at.step_in_epoch, "rank": world.rank, "processes": world.size}
+    chunks = batch_indices(len(train_set), settings.batch_size, generator=order, **share)
+    stop = 0
+    for (images, labels), total in zip(train_set.fetch(chunks), parts.batch_sizes[at.step_in_epoch :], strict=True):
+        loss, terms, correct = train_step(parts, forward, images, labels, total)
         at.step += 1
         at.step_in_epoch += 1
-        meter.add(loss, terms, correct, len(labels))
-        end = at.step_in_epoch == parts.steps_per_epoch or at.step == parts.total_steps or bool(interrupt.signal)
-        pause = end or at.step % settings.log_every == 0
+        parts.meter.add(loss, terms, correct, total)
+        last = at.step_in_epoch == parts.steps_per_epoch or at.step == parts.total_steps
+        pause = last or at.step % settings.log_every == 0
+        saves = settings.save_every is not None and at.step % settings.save_every == 0 and not last
         # Reading the loss waits for the device: each step on a CPU, where it is free, else at each pause.
-        if pause or parts.device.type == "cpu":
+        if pause or saves or parts.device.type == "cpu":
+            stop = world.highest(interrupt.signal or 0)
             check(loss, terms, parts, folder)
-        if end and parts.sampler is not None:
+        if (last or saves or stop) and parts.sampler is not None:
             check_weights(parts, terms)
-        if pause:
-            shown = meter.read()
+        if pause or stop:
+            shown = parts.meter.read()
             log.record("train", at.step, at.epoch, {**shown, "lr": float(parts.scheduler.get_last_lr()[0])})
             log.advance(at.step, shown)
-        if end:
+        if last or stop:
             break
-    return meter
+        if saves:
+            save(parts, folder)
+    return stop
 
 
 def check(loss: Tensor, terms: dict[str, Tensor], parts: Parts, folder: Path) -> None:
@@ -198,33 +218,33 @@ def _advice(parts: Parts, folder: Path) -> str:
     )
 
 
-def end_epoch(parts: Parts, folder: Path, log: RunLog, meter: Meter) -> None:
+def end_epoch(parts: Parts, folder: Path, log: RunLog | NoLog) -> None:
     """Validate, say so, keep the weights, and keep them apart if they are the best so far by the task's figures."""
     at = parts.progress
     if parts.head_begins:
         at.best = []  # a head on an unfinished encoder is no rival of one on the finished
     task = task_of(parts)
-    trained, found = meter.read(), task.figures(parts)
+    trained, found = parts.meter.read(), task.figures(parts)
     rank = [sign * found[name] for name, sign in task.RANKED.items()]
     if not all(map(math.isfinite, rank)):
         if parts.sampler is not None:
             raise DivergedError("the validation loss is not finite")
         raise TrainingError(f"the validation loss is not finite at step {at.step}: {_advice(parts, folder)}")
     log.record("validation", at.step, at.epoch, found)
-    # After a resume the training figures are those of the epoch's remaining steps.
-    part = f"  (trained on {meter.images} {_units(parts)} since resuming)" if meter.steps < at.step_in_epoch else ""
     epochs = -(-parts.total_steps // parts.steps_per_epoch)
     log.say(
         f"epoch {at.epoch + 1}/{epochs}  loss {trained['loss']:.4f}  "
-        + "".join(f"{name} {trained[name]:.4f}  " for name in meter.terms)
-        + f"{task.said(trained, found)}{part}  {trained['images_per_second']:.0f} {_units(parts)}/s  "
+        + "".join(f"{name} {trained[name]:.4f}  " for name in parts.meter.terms)
+        + f"{task.said(trained, found)}  {trained['images_per_second']:.0f} {_units(parts)}/s  "
         f"left {log.time_left(at.step)}"
     )
     if at.step_in_epoch == parts.steps_per_epoch:  # else max_steps cut it short, and a resumed run goes on within it
         at.epoch, at.step_in_epoch = at.epoch + 1, 0
     if not at.best or rank > at.best[:-1]:
         at.best = [*rank, at.step]
-        checkpoint.save_weights(folder / "checkpoints" / "best.safetensors", parts.deployed, parts.metadata)
+        with parts.world.together():
+            if parts.world.main:
+                checkpoint.save_weights(folder / "checkpoints" / "best.safetensors", parts.deployed, parts.metadata)
     save(parts, folder)
 
 

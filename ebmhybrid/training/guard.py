@@ -13,8 +13,9 @@ from ebmhybrid.energies import log_density
 from ebmhybrid.errors import TrainingError
 from ebmhybrid.schema import Guard
 from ebmhybrid.training import records
-from ebmhybrid.training.log import RunLog
-from ebmhybrid.training.resume import restore
+from ebmhybrid.training.checkpoint import load_latest_state
+from ebmhybrid.training.log import NoLog, RunLog
+from ebmhybrid.training.resume import Start, restore
 from ebmhybrid.training.setup import Parts
 
 PROBE = 256  # validation images
@@ -55,7 +56,8 @@ def check_weights(parts: Parts, terms: dict[str, Tensor]) -> None:
     Raises:
         DivergedError: the mean log density of validation images is further than max_gap from that of the step's data.
     """
-    images = parts.splits.validation.images[:PROBE].to(parts.device).float() / 255
+    images = next(parts.splits.validation.fetch([torch.arange(min(PROBE, len(parts.splits.validation)))]))[0]
+    images = images.to(parts.device)
     was_training = parts.model.training
     density = log_density(parts.model.eval()(images)).mean()
     parts.model.train(was_training)
@@ -64,7 +66,7 @@ def check_weights(parts: Parts, terms: dict[str, Tensor]) -> None:
         raise DivergedError(f"the update moved log densities by {change:.3g} nats")
 
 
-def roll_back(parts: Parts, folder: Path, log: RunLog, reason: str) -> None:
+def roll_back(parts: Parts, folder: Path, log: RunLog | NoLog, reason: str) -> None:
     """Back to the last saved state, with half the Langevin step, half the learning rate and another seed.
 
     The new state is saved at once: a run that is resumed has not forgotten how often it has been here.
@@ -73,7 +75,8 @@ def roll_back(parts: Parts, folder: Path, log: RunLog, reason: str) -> None:
         TrainingError: the run has gone back as often as it may.
     """
     diverged_at, count, guard = parts.progress.step, parts.progress.rollbacks + 1, parts.recipe.guard
-    restore(parts, folder)
+    state, _ = parts.world.told(lambda: load_latest_state(folder))
+    restore(parts, Start(parts.recipe, folder, state))
     at = parts.progress
     if count > guard.max_rollbacks:
         jem = parts.recipe.objective.jem
@@ -87,7 +90,7 @@ def roll_back(parts: Parts, folder: Path, log: RunLog, reason: str) -> None:
     at.rollbacks = count
     slow_down(parts)
     records.save(parts, folder)
-    log.rewind(at.step)
+    log.rewind(at.epoch, at.step)
     log.record("rollback", at.step, at.epoch, {"rollbacks": count, "diverged_at": diverged_at})
     log.say(
         f"diverged at step {diverged_at}: {reason}; rollback {count} of {guard.max_rollbacks} to step {at.step}, "
@@ -98,7 +101,8 @@ def roll_back(parts: Parts, folder: Path, log: RunLog, reason: str) -> None:
 
 def slow_down(parts: Parts) -> None:
     """The learning rate and the seed that go with the number of rollbacks; the Langevin step follows from it."""
-    factor, seeds = SLOWER**parts.progress.rollbacks, _seeds(parts.recipe.seed, parts.progress.rollbacks)
+    factor, rank = SLOWER**parts.progress.rollbacks, parts.world.rank
+    seeds = _seeds(parts.recipe.seed, parts.progress.rollbacks, *[rank] * bool(rank))
     scheduler = parts.scheduler
     for index, group in enumerate(parts.optimizer.param_groups):
         slower = factor * parts.recipe.optimizer.lr
@@ -108,6 +112,6 @@ def slow_down(parts: Parts) -> None:
     parts.generator.manual_seed(seeds[1])
 
 
-def _seeds(seed: int, rollbacks: int) -> list[int]:
-    state = np.random.SeedSequence([seed, rollbacks]).generate_state(2, np.uint64)
+def _seeds(*numbers: int) -> list[int]:
+    state = np.random.SeedSequence(numbers).generate_state(2, np.uint64)
     return [int(value >> 1) for value in state]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +43,7 @@ class CombinedLoss(nn.Module):
         terms: the recipe's.
         num_classes: C.
         num_features: D, of the encoder, where supcon trains one.
+        gather: contrast with the images of all processes, as in :class:`ebmhybrid.HDGELoss`.
 
     Shapes:
         logits (N, C), targets int64 (N,) or probabilities (N, C), reference (R, C) or None, contrast with a JEM term,
@@ -54,10 +57,10 @@ class CombinedLoss(nn.Module):
     True
     """
 
-    def __init__(self, terms: Objective, num_classes: int, num_features: int = 0) -> None:
+    def __init__(self, terms: Objective, num_classes: int, num_features: int = 0, gather: bool = False) -> None:
         super().__init__()
-        self.terms = terms
-        self.hdge = HDGELoss(num_classes, **terms.hdge.model_dump()) if terms.hdge else None
+        self.terms, self.gather = terms, gather
+        self.hdge = HDGELoss(num_classes, **terms.hdge.model_dump(), gather=gather) if terms.hdge else None
         self.projection = ProjectionHead(num_features, terms.supcon.projection) if terms.supcon else None
 
     def forward(
@@ -83,10 +86,22 @@ class CombinedLoss(nn.Module):
         loss = weighted_sum((1.0, hybrid), *found.values())
         return loss, {**parts, **{name: value for name, (_, value) in found.items()}, **watched}
 
+    @contextmanager
+    def bank_held(self) -> Iterator[None]:
+        """Inside, calls in training mode do not put their batch into the bank."""
+        bank = None if self.hdge is None else self.hdge.bank
+        if bank is not None:
+            bank.eval()
+        try:
+            yield
+        finally:
+            if bank is not None:
+                bank.train()
+
     def push(self, logits: Tensor) -> None:
         """Put a batch into the bank, as each call does by itself in training mode."""
-        if self.hdge is not None and self.hdge.bank is not None:
-            self.hdge.fill_bank(logits)
+        if self.hdge is not None:
+            self.hdge.push(logits)
 
     def _row_terms(self, logits: Tensor, targets: Tensor) -> Found:
         """Cross-entropy and z-loss, from one look at the rows."""
@@ -118,7 +133,9 @@ class CombinedLoss(nn.Module):
             assert ce is not None
             found["ce"] = 1.0, ce
             if views is not None:
-                loss = supcon_loss(self.projection(views.float()), targets, terms.supcon.temperature)
+                loss = supcon_loss(
+                    self.projection(views.float()), targets, terms.supcon.temperature, gather=self.gather
+                )
                 found["supcon"] = terms.supcon.weight, loss
         return found
 
@@ -129,17 +146,19 @@ class CodesLoss(nn.Module):
     Arguments:
         terms: the recipe's, with `latent` or `gcrl`.
         num_tokens: T, the tokens of an image, for `gcrl`.
+        gather: in training, contrast with the codes of all processes.
 
     Shapes:
         outputs: what the network gives for N images or token sequences; positives (N, D), the codes of their second
         views, or None -> (scalar, {part: scalar}).
     """
 
-    def __init__(self, terms: Objective, num_tokens: int = 0) -> None:
+    def __init__(self, terms: Objective, num_tokens: int = 0, gather: bool = False) -> None:
         super().__init__()
-        self.terms, self.num_tokens = terms, num_tokens
+        self.terms, self.num_tokens, self.gather = terms, num_tokens, gather
 
     def forward(self, outputs: Any, positives: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        gather = self.gather and self.training  # in validation the processes have different batches
         if self.terms.gcrl is not None:
             how = self.terms.gcrl
             return gcrl_loss(
@@ -151,8 +170,9 @@ class CodesLoss(nn.Module):
                 how.generative_weight,
                 how.temperature,
                 return_terms=True,
+                gather=gather,
             )
         assert self.terms.latent is not None
         log_px, mean, log_std, z = outputs
         options = self.terms.latent.model_dump(exclude={"views"})
-        return latent_loss(log_px, mean, log_std, z, positives=positives, **options)
+        return latent_loss(log_px, mean, log_std, z, positives=positives, gather=gather, **options)

@@ -15,6 +15,7 @@ from ebmhybrid.errors import RecipeError
 from ebmhybrid.losses.jem import jem_log_density
 from ebmhybrid.sampling import GaussianStart, ReplayBuffer, UniformStart, proximal_sgld, sgld
 from ebmhybrid.terms import JEMTerm
+from ebmhybrid.training.distributed import World
 
 LARGEST = 64 * 2**30  # bytes of a buffer, or of the factors of Gaussian starts
 
@@ -39,6 +40,28 @@ class Sampler(nn.Module):
         images = self.buffer.images
         if not images.isfinite().all() or (self.term.clamp and not 0 <= images.min() <= images.max() <= 1):
             raise ValueError(f"its replay buffer holds values {images.min():g}..{images.max():g}")
+
+    def chains_of_all(self, world: World) -> dict[str, Tensor]:
+        """The buffers of all processes as one, class by class, on the main process; nothing on the others."""
+        of_class = self.buffer.images.view(self.buffer.num_classes, self.buffer.share, *self.buffer.images.shape[1:])
+        shards = world.gathered_tensors(of_class)
+        return {"buffer.images": torch.cat(shards, dim=1).flatten(0, 1)} if shards else {}
+
+    def take_chains(self, state: dict[str, Tensor], world: World) -> str | None:
+        """This process's share of what `chains_of_all` gave, and a note where there are more or fewer slots now."""
+        images, buffer = state["buffer.images"], self.buffer
+        classes, share = buffer.num_classes, buffer.share
+        if images.dtype != buffer.images.dtype or images.shape[1:] != buffer.images.shape[1:] or len(images) % classes:
+            raise ValueError(f"its replay buffer is {images.dtype} {tuple(images.shape)}")
+        own = images.view(classes, -1, *images.shape[1:])[:, world.rank * share : (world.rank + 1) * share]
+        slots = buffer.images.view(classes, share, *images.shape[1:])
+        slots[:, : own.shape[1]] = own.to(slots.device)
+        had, has = len(images) // classes, share * world.size
+        self.check_buffer()
+        if had == has:
+            return None
+        change = f"{has - had} start afresh" if has > had else f"{had - has} are dropped"
+        return f"the replay buffer held {had} chains a class and now holds {has}: {change}"
 
     def labels_for(self, labels: Tensor, generator: torch.Generator | None) -> Tensor:
         """The classes of a step's chains: the batch's own for log p(x|y), else drawn uniformly, one a chain."""
@@ -104,20 +127,21 @@ def build_sampler(
     device: torch.device,
     generator: torch.Generator,
     layout: torch.memory_format = torch.contiguous_format,
+    processes: int = 1,
 ) -> Sampler:
-    """The sampler of a recipe, its buffer filled with fresh starts.
+    """The sampler of a recipe, its buffer filled with fresh starts; of several processes each has its share of it.
 
     Raises:
         EbmhybridError: a buffer with less than one slot a class, more memory than a machine has, or a class without
             images to start from.
     """
-    _check_size(term, train)
+    _check_size(term, train, processes)
     start: nn.Module = UniformStart(train.shape)
     if term.start == "gaussian":
         start = GaussianStart.fit(train.images, train.labels, train.num_classes)
     start = start.to(device)
     buffer = ReplayBuffer(
-        term.buffer_size,
+        term.buffer_size // processes,
         start,
         num_classes=train.num_classes,
         pooled=not term.by_class,
@@ -127,12 +151,13 @@ def build_sampler(
     return Sampler(term, buffer, layout)
 
 
-def _check_size(term: JEMTerm, train: ImageSet) -> None:
+def _check_size(term: JEMTerm, train: ImageSet, processes: int) -> None:
     """What would not fit is refused before anything is allocated."""
     values, classes = math.prod(train.shape), train.num_classes
-    if term.buffer_size < classes:
-        raise RecipeError(f"objective.jem.buffer_size = {term.buffer_size}: must be at least the {classes} classes")
-    needs = {f"buffer_size = {term.buffer_size}": 4 * term.buffer_size * values}
+    if term.buffer_size < classes * processes:
+        by = f" on each of {processes} processes" if processes > 1 else ""
+        raise RecipeError(f"objective.jem.buffer_size = {term.buffer_size}: must be at least the {classes} classes{by}")
+    needs = {f"buffer_size = {term.buffer_size}": 4 * term.buffer_size // processes * values}
     if term.start == "gaussian":
         needs["start = gaussian"] = 4 * classes * values**2
     for what, size in needs.items():

@@ -6,15 +6,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
 from ebmhybrid.data import ImageSet, Splits
+from ebmhybrid.data.order import batch_sizes
 from ebmhybrid.schema import Recipe
+from ebmhybrid.training.distributed import ALONE, World
+from ebmhybrid.training.meter import Meter
 from ebmhybrid.training.objective import CodesLoss, CombinedLoss
+from ebmhybrid.training.randomness import derived_seed, random_state
 from ebmhybrid.training.sampler import Sampler
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -48,7 +51,10 @@ class Progress:
 
 @dataclass
 class Parts:
-    """The moving parts of a run. What changes in training is in `state_dict`: a resumed run goes on bit by bit."""
+    """The moving parts of a run. What changes in training is in `state_dict`: a resumed run goes on bit by bit.
+
+    `replica` computes a step's losses where several processes train, and has gradients averaged over them.
+    """
 
     recipe: Recipe
     splits: Splits
@@ -66,7 +72,10 @@ class Parts:
     total_steps: int
     sampler: Sampler | None = None
     outliers: ImageSet | None = None
+    world: World = ALONE
+    replica: nn.Module | None = None
     progress: Progress = field(default_factory=Progress)
+    meter: Meter = field(default_factory=Meter)
 
     @property
     def deployed(self) -> nn.Module:
@@ -92,7 +101,12 @@ class Parts:
         channels_last = self.recipe.training.channels_last and images.dim() == 4
         return images.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
-    def _stateful(self) -> Iterator[tuple[str, Any]]:
+    @property
+    def batch_sizes(self) -> list[int]:
+        """The images of each batch of an epoch, of all processes together."""
+        return batch_sizes(len(self.splits.train), self.recipe.training.batch_size, self.world.size)
+
+    def stateful(self) -> Iterator[tuple[str, Any]]:
         yield from (
             ("model", self.model),
             ("objective", self.objective),
@@ -100,32 +114,27 @@ class Parts:
             ("scheduler", self.scheduler),
             ("scaler", self.scaler),
         )
+        yield "meter", self.meter
         if self.average is not None:
             yield "average", self.average
-        if self.sampler is not None:
-            yield "sampler", self.sampler
 
     def state_dict(self) -> dict[str, Any]:
+        """What the main process saves. Every process must call it: chains and random states are collected from all."""
+        chains = {} if self.sampler is None else {"sampler": self.sampler.chains_of_all(self.world)}
         return {
-            **{name: part.state_dict() for name, part in self._stateful()},
-            "generator": self.generator.get_state(),
-            "torch_rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+            **{name: part.state_dict() for name, part in self.stateful()},
+            **chains,
+            "random": self.world.gathered(random_state(self.generator)),
             "progress": vars(self.progress),
+            "batch_sizes": [self.batch_sizes[0], self.batch_sizes[-1], len(self.batch_sizes)],
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name, part in self._stateful():
-            part.load_state_dict(state[name])
-        self.generator.set_state(state["generator"])
-        torch.set_rng_state(state["torch_rng"])
-        if state["cuda_rng"] and self.device.type == "cuda":
-            torch.cuda.set_rng_state_all(state["cuda_rng"])
-        vars(self.progress).update(vars(self._checked(Progress(**state["progress"]))))  # in place: the loop holds it
-        if self.sampler is not None:
-            self.sampler.check_buffer()
+    def checked(self, at: Progress) -> Progress:
+        """The same progress, if it can be one of this run.
 
-    def _checked(self, at: Progress) -> Progress:
+        Raises:
+            ValueError: it cannot.
+        """
         counts = (at.step, at.epoch, at.step_in_epoch, at.rollbacks)
         fit = all(isinstance(count, int) and count >= 0 for count in counts) and at.step_in_epoch < self.steps_per_epoch
         if (
@@ -139,5 +148,4 @@ class Parts:
 
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:
     """The generator of an epoch's order: a function of seed and epoch, so that a resumed epoch is the same one."""
-    state = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state[0] >> 1))
+    return torch.Generator().manual_seed(derived_seed(seed, epoch))

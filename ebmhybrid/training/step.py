@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from ebmhybrid.data.order import LEAST
 from ebmhybrid.training import classify, encode
 from ebmhybrid.training.objective import CombinedLoss
+from ebmhybrid.training.replica import gradients_wait, step_losses
 from ebmhybrid.training.sam import perturbed
 from ebmhybrid.training.setup import Parts
+
+Losses = tuple[Tensor, dict[str, Tensor], Tensor | None]
 
 
 class Task(Protocol):
@@ -20,7 +25,7 @@ class Task(Protocol):
     def prepare(self, parts: Parts, forward: Any, images: Tensor, labels: Tensor) -> Any:
         """The batch as network and loss see it."""
 
-    def losses(self, parts: Parts, forward: Any, batch: Any) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
+    def losses(self, parts: Parts, forward: Any, batch: Any) -> Losses:
         """The loss, its parts, and the logits where there are any."""
 
     def figures(self, parts: Parts) -> dict[str, float]:
@@ -35,44 +40,87 @@ def task_of(parts: Parts) -> Task:
     return encode if parts.recipe.objective.learns_codes else classify
 
 
-def train_step(
-    parts: Parts, forward: Any, images: Tensor, labels: Tensor
-) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
+def train_step(parts: Parts, forward: Any, images: Tensor, labels: Tensor, total: int | None = None) -> Losses:
     """Augment, sample, a forward pass for each kind of images, loss, backward, update. No value is read back.
 
-    Returns the loss, its parts, and how many images were classified right, where any were.
+    Arguments:
+        images, labels: this process's share of the batch.
+        total: images of the batch on all processes; by default as many on each.
+
+    Returns:
+        The loss, its parts, and how many images were classified right, where any were: of the whole batch.
     """
-    settings, optimizer, task = parts.recipe.training, parts.recipe.optimizer, task_of(parts)
-    batch = task.prepare(parts, forward, images, labels)
-    if optimizer.sam_rho:
-        parts.objective.eval()  # both gradients are of one loss: the bank takes the batch after them
-    loss, terms, logits = task.losses(parts, forward, batch)
+    task, world = task_of(parts), parts.world
+    total = total or len(labels) * world.size
+    # As many on every process: they talk within each, and wait for each other.
+    pieces = max(1, min(parts.recipe.training.accumulate, total // (LEAST * world.size)))
     parts.optimizer.zero_grad(set_to_none=True)
-    parts.scaler.scale(loss).backward()
-    if optimizer.sam_rho:
-        _sharpness_aware(parts, forward, batch)
-        parts.objective.train()
-        assert isinstance(parts.objective, CombinedLoss)
-        assert logits is not None
-        parts.objective.push(logits)
+    sums: dict[str, Tensor] = {}
+    for number, (some, their) in enumerate(zip(images.tensor_split(pieces), labels.tensor_split(pieces), strict=True)):
+        with gradients_wait(parts, number + 1 < pieces):
+            found = _backward(parts, task, forward, some, their, len(their) / total)
+        sums = {name: sums.get(name, 0) + value for name, value in found.items()}
+    terms = world.sum_of_each(sums)
+    loss, correct = terms.pop("loss"), terms.pop("correct", None)
+    _update(parts, terms)
+    return loss, terms, correct
+
+
+def _backward(
+    parts: Parts, task: Task, forward: Any, images: Tensor, labels: Tensor, share: float
+) -> dict[str, Tensor]:
+    """The gradients of so large a share of a batch are added to those that are there.
+
+    Returns the share's part of the batch's loss and of the terms, and how many images were classified right.
+    """
+    batch = task.prepare(parts, forward, images, labels)
+    weight = share * parts.world.size  # gradients are averaged over processes, not added up
+
+    def backward() -> Losses:
+        loss, terms, logits = step_losses(parts, task, forward, batch)
+        parts.scaler.scale(loss if weight == 1 else weight * loss).backward()
+        return loss, terms, logits
+
+    if parts.recipe.optimizer.sam_rho:
+        loss, terms, logits = _sharpness_aware(parts, backward)
+    else:
+        loss, terms, logits = backward()
+    found = {name: share * value.detach() for name, value in {"loss": loss, **terms}.items()}
+    if logits is not None:
+        found["correct"] = (logits.argmax(1) == labels).sum()
+    return found
+
+
+def _sharpness_aware(parts: Parts, backward: Callable[[], Losses]) -> Losses:
+    """Gradients at the weights where the loss is highest nearby, and the losses at those where they are.
+
+    Both gradients are of one loss: the bank stays as it is between them, and takes the batch afterwards.
+    """
+    settings, objective = parts.recipe.optimizer, parts.objective
+    assert isinstance(objective, CombinedLoss)
+    with objective.bank_held():
+        found = backward()
+        with perturbed(nn.ModuleList([parts.model, objective]), settings.sam_rho, settings.sam_adaptive):
+            parts.optimizer.zero_grad(set_to_none=True)
+            backward()
+    logits = found[2]
+    assert logits is not None
+    objective.push(logits)
+    return found
+
+
+def _update(parts: Parts, terms: dict[str, Tensor]) -> None:
+    """The optimiser's step and what follows it; of a sampled run the gradient's norm joins the terms."""
+    clip = parts.recipe.training.grad_clip
     weights = [*parts.model.parameters(), *parts.objective.parameters()]
     if parts.sampler is not None:
         terms["grad_norm"] = nn.utils.get_total_norm([w.grad for w in weights if w.grad is not None])
-    if settings.grad_clip is not None:
+    if clip is not None:
         parts.scaler.unscale_(parts.optimizer)
-        nn.utils.clip_grad_norm_(weights, settings.grad_clip)
+        nn.utils.clip_grad_norm_(weights, clip)
     parts.scaler.step(parts.optimizer)
     parts.scaler.update()
     parts.scheduler.step()
+    parts.world.average_statistics(parts.model)
     if parts.average is not None:
         parts.average.update_parameters(parts.model)
-    correct = None if logits is None else (logits.argmax(1) == labels).sum()
-    return loss.detach(), {key: value.detach() for key, value in terms.items()}, correct
-
-
-def _sharpness_aware(parts: Parts, forward: Any, batch: Any) -> None:
-    """Replace the gradients by those at the weights where the loss is highest nearby; state stays as it is."""
-    settings, modules = parts.recipe.optimizer, nn.ModuleList([parts.model, parts.objective])
-    with perturbed(modules, settings.sam_rho, settings.sam_adaptive):
-        parts.optimizer.zero_grad(set_to_none=True)
-        task_of(parts).losses(parts, forward, batch)[0].backward()

@@ -1,0 +1,172 @@
+"""Pictures in files: where they are, and how chunks of them are decoded, in worker processes.
+
+What runs in a worker uses PIL and numpy alone: no threads, no accelerator, no random numbers.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import IO, Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ebmhybrid.data.formats import PictureError, decode_picture
+from ebmhybrid.errors import DataError
+
+Positions = NDArray[np.int64]
+NEIGHBOURS = 1000  # pictures tried, after a whole chunk of which none can be decoded
+
+
+class Pictures(Protocol):
+    """Pictures by number: `names` and `sizes` of the encoded files, (N,), tell one content from another.
+
+    Arrays rather than lists: they are shared with worker processes without a copy, millions of them too.
+    """
+
+    names: NDArray[np.bytes_]
+    sizes: NDArray[np.int64]
+
+    def open(self, row: int) -> AbstractContextManager[IO[bytes]]:
+        """The encoded picture; an OSError where it cannot be read."""
+
+    def place(self, row: int) -> str:
+        """Where it is, for messages."""
+
+
+class Decoded(NamedTuple):
+    """A chunk: pixels (n, 3, size, size) uint8, whose they are, and what could not be decoded, by number and why."""
+
+    pixels: NDArray[np.uint8]
+    positions: Positions
+    failed: dict[int, str]
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Chunks of a set's pictures, by their positions in the set.
+
+    Arguments:
+        pictures: all pictures of the source.
+        rows: the numbers of the set's pictures among them.
+        size: side of the decoded picture.
+        strict: whether a picture that cannot be decoded is an error.
+        drop: whether such pictures are left out of a chunk. Else the next good picture of the chunk stands in for
+            one, and where a chunk has none, the next good picture of the set.
+    """
+
+    pictures: Pictures
+    rows: Positions
+    size: int
+    strict: bool = False
+    drop: bool = False
+
+    def __getitem__(self, positions: Positions) -> Decoded | DataError:
+        """The chunk, or what went wrong: raised in a worker, it would bring the worker's traceback along."""
+        try:
+            return self._chunk(positions)
+        except DataError as error:
+            return error
+
+    def _chunk(self, positions: Positions) -> Decoded:
+        pixels = np.zeros((len(positions), self.size, self.size, 3), np.uint8)
+        positions, failed, bad = positions.copy(), {}, []
+        for place, position in enumerate(positions.tolist()):
+            try:
+                pixels[place] = self._decoded(position)
+            except PictureError as error:
+                bad.append(place)
+                failed[int(self.rows[position])] = str(error)
+        good = np.setdiff1d(np.arange(len(positions)), bad)
+        if self.drop:
+            pixels, positions = pixels[good], positions[good]
+        elif bad and not len(good):
+            pixels[:], positions[:] = self._next_good(int(positions[-1]), failed)
+        elif bad:
+            stand_in = good[np.searchsorted(good, bad) % len(good)]
+            pixels[bad], positions[bad] = pixels[stand_in], positions[stand_in]
+        return Decoded(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)), positions, failed)
+
+    def _decoded(self, position: int) -> NDArray[np.uint8]:
+        """The picture; a DataError is for what ends the pass."""
+        row = int(self.rows[position])
+        try:
+            opened = self.pictures.open(row)
+        except OSError as error:
+            raise DataError(f"{self.pictures.place(row)}: cannot be read ({error.strerror})") from error
+        with opened as file:
+            try:
+                return decode_picture(file, self.size)
+            except PictureError as error:
+                message = f"{self.pictures.place(row)}: {error}"
+                raise (DataError if self.strict else PictureError)(message) from error
+
+    def _next_good(self, position: int, failed: dict[int, str]) -> tuple[NDArray[np.uint8], int]:
+        for step in range(1, min(NEIGHBOURS, len(self.rows)) + 1):
+            place = (position + step) % len(self.rows)
+            try:
+                return self._decoded(place), place
+            except PictureError as error:
+                failed[int(self.rows[place])] = str(error)
+        first = next(iter(failed.values()))
+        raise DataError(f"none of {len(failed)} pictures one after the other can be decoded, the first is {first}")
+
+
+def decoded(decoder: Decoder, chunks: list[Positions], workers: int, name: str) -> Iterator[Decoded]:
+    """The chunks in their order, decoded ahead by worker processes; a single chunk is decoded in this process.
+
+    The processes live as long as this pass. They are deaf to SIGINT and SIGTERM, which a terminal or a scheduler sends
+    to all processes at once: this one decides when they end.
+
+    Raises:
+        DataError: a picture that cannot be read, or not be decoded where that is an error; a process that died.
+    """
+    from PIL import Image
+    from torch.utils.data import DataLoader
+
+    Image.preinit()  # the decoders are imported here, once, rather than by every process
+    several = workers > 0 and len(chunks) > 1
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="This DataLoader will create")  # reading waits for disks, not cores
+        # Python 3.12 warns of forking beside threads. A worker takes no lock that one of them may hold.
+        warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
+        loader: DataLoader[Any] = DataLoader(
+            decoder,  # type: ignore[arg-type]
+            batch_size=None,
+            sampler=chunks,
+            num_workers=min(workers, len(chunks)) if several else 0,
+            collate_fn=_as_it_is,  # type: ignore[arg-type]
+            worker_init_fn=_deafen,
+            generator=torch.Generator(),  # else it draws from the global one
+            multiprocessing_context="fork" if several and sys.platform == "linux" else None,
+        )
+        iterator = iter(loader)
+    while True:
+        try:
+            found = next(iterator)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            reason = str(error).split("\n")[0]
+            raise DataError(f"{name}: a process that decodes pictures died: {reason}; data.workers=0 needs none") from (
+                error
+            )
+        if isinstance(found, DataError):
+            raise found
+        yield found
+
+
+def _as_it_is(found: Decoded | DataError) -> Decoded | DataError:
+    """Arrays go through a pipe: as tensors they would need shared memory, of which containers often have 64 MB."""
+    return found
+
+
+def _deafen(worker: int) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

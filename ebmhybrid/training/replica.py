@@ -1,0 +1,58 @@
+"""The network and its objective as DistributedDataParallel wants them: one module, one call a step."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ebmhybrid.training.setup import Parts
+
+
+class Replica(nn.Module):
+    """What one process computes of a step: whatever passes the task makes through the network, and the losses.
+
+    As one module, since gradients are averaged over processes while the backward pass of its call goes on: calls of
+    the network's parts would go past the wrapper.
+    """
+
+    def __init__(self, parts: Parts, task: Any, forward: Any) -> None:
+        super().__init__()
+        self.model, self.objective = parts.model, parts.objective
+        self.compute = lambda batch: task.losses(parts, forward, batch)  # hides a compiled network from the registry
+
+    def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
+        loss, terms, logits = self.compute(batch)
+        return loss, {name: value.detach() for name, value in terms.items()}, logits
+
+
+def replicate(parts: Parts, task: Any, forward: Any) -> nn.Module | None:
+    """The wrapped replica of a process among several; alone there is none.
+
+    Buffers are not broadcast: every process computes the same bank, and running statistics are averaged.
+    """
+    if parts.world.size == 1:
+        return None
+    terms = parts.recipe.objective
+    some_rest = terms.supcon is not None or terms.gcrl is not None
+    some_rest |= terms.latent is not None and terms.latent.generative == "none"  # its decoder
+    return DistributedDataParallel(
+        Replica(parts, task, forward), broadcast_buffers=False, find_unused_parameters=some_rest
+    )
+
+
+def step_losses(parts: Parts, task: Any, forward: Any, batch: Any) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
+    """The losses of this process's share of a batch."""
+    found: tuple[Tensor, dict[str, Tensor], Tensor | None]
+    found = task.losses(parts, forward, batch) if parts.replica is None else parts.replica(batch)
+    return found
+
+
+def gradients_wait(parts: Parts, wait: bool) -> AbstractContextManager[None]:
+    """Inside, gradients are added up on each process alone: others are to come before they are averaged."""
+    if wait and isinstance(parts.replica, DistributedDataParallel):
+        found: AbstractContextManager[None] = parts.replica.no_sync()
+        return found
+    return nullcontext()
