@@ -1,6 +1,6 @@
 """All benchmarks of speed, one after the other, and their tables in one file.
 
-    python -m benchmarks                         # some seventeen minutes on two cores; `make bench` does the same
+    python -m benchmarks                         # some twenty minutes on two cores; `make bench` does the same
     python -m benchmarks --only loss kernel
     python -m benchmarks --quick --out DIR       # whether they run
 
@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-BENCHMARKS = ("startup", "loss", "kernel", "train_step", "sgld", "evaluate")
+BENCHMARKS = ("startup", "loss", "kernel", "train_step", "sgld", "evaluate", "processes")
 
 
 def main(argv: list[str] | None = None) -> int:

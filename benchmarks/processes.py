@@ -16,6 +16,7 @@ import statistics
 import tempfile
 import time
 from datetime import timedelta
+from itertools import pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def time_between_steps(recipe: str, overrides: list[str], folder: str) -> float:
         train(load_recipe(recipe, overrides), folder, progress=False, device="cpu")
     finally:
         engine.train_step = train_step
-    return statistics.median(later - earlier for earlier, later in zip(begun, begun[1:], strict=False))
+    return statistics.median(later - earlier for earlier, later in pairwise(begun))
 
 
 def _work(rank: int, size: int, threads: int, meet: str, connection: Connection) -> None:

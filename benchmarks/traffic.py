@@ -89,10 +89,11 @@ def traffic(case: Case, processes: int) -> dict[str, float]:
         "gradients: all-reduce": all_reduce_sent(weights, r),
         f"bank: rows of {case.block} examples, all-gather": all_gather_sent(case.rows(r) * c, r),
         "(bank: all logits instead)": all_gather_sent(logits, r),
-        "live negatives: C log-sums, C gradients": all_gather_sent(c, r) + all_reduce_sent(c, r),
+        "live negatives: all-gather of C log-sums, all-reduce of C gradients": all_gather_sent(c, r)
+        + all_reduce_sent(c, r),
         "(live: all logits and their gradients instead)": all_gather_sent(logits, r) + all_reduce_sent(logits * r, r),
-        "sync_batch_norm": together,
-        "running statistics, without it": all_reduce_sent(FLOAT * 2 * sum(norms), r),
+        "sync_batch_norm, if asked for": together,
+        "running statistics: all-reduce": all_reduce_sent(FLOAT * 2 * sum(norms), r),
     }
 
 

@@ -29,6 +29,7 @@ from ebmhybrid.recipe import parse_recipe
 from ebmhybrid.training.build import load_data
 from ebmhybrid.training.checkpoint import find_weights, load_model, weights_digest
 from ebmhybrid.training.engine import pick_device
+from ebmhybrid.training.order import last_written
 from ebmhybrid.training.records import fresh_folder
 
 if TYPE_CHECKING:
@@ -36,15 +37,16 @@ if TYPE_CHECKING:
 
 
 def newest_run(root: str | Path = "runs") -> Path:
-    """The run under `root` whose weights were written last.
+    """The run under `root` whose weights were written last, as :func:`ebmhybrid.training.order.last_written` has it.
 
     Raises:
         CheckpointError: no run there.
     """
-    weights = list(Path(root).rglob("checkpoints/last.safetensors"))
-    if not weights:
+    weights = Path(root).rglob("checkpoints/last.safetensors")
+    times = {path.parent.parent: path.stat().st_mtime for path in weights}
+    if not times:
         raise CheckpointError(f"{root}: no run there; make one with `ebmhybrid train`, or name a run directory")
-    return max(weights, key=lambda path: path.stat().st_mtime_ns).parent.parent
+    return last_written(times)
 
 
 def evaluate_run(

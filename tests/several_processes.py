@@ -195,9 +195,7 @@ def one_that_does_all(name: str, processes: int) -> dict[str, Any]:
 
         def all_shares(given: Parts, forward: Any, images: Tensor, labels: Tensor) -> Any:
             cuts = [slice(*share_of(len(labels), rank, processes)) for rank in range(processes)]
-            pieces = [
-                prepare(part, forward, images[cut], labels[cut]) for part, cut in zip(shares, cuts, strict=True)
-            ]
+            pieces = [prepare(part, forward, images[cut], labels[cut]) for part, cut in zip(shares, cuts, strict=True)]
             return joined(pieces, [len(labels[cut]) for cut in cuts])
 
         module = classify if task is classify else encode

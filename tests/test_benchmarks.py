@@ -9,10 +9,26 @@ from collections import Counter
 
 import pytest
 import torch
+from torch import nn
 
 from benchmarks import __main__ as everything
-from benchmarks import evaluate, harness, kernel, loss, profile_step, representation, sgld, startup, train_step
-from ebmhybrid import HDGELoss, load_recipe
+from benchmarks import (
+    evaluate,
+    harness,
+    kernel,
+    layer,
+    loopback,
+    loss,
+    processes,
+    profile_step,
+    representation,
+    rings,
+    sgld,
+    startup,
+    traffic,
+    train_step,
+)
+from ebmhybrid import HDGELoss, WideResNet, load_recipe
 from ebmhybrid.data import ImageSet
 from ebmhybrid.sampling import ReplayBuffer, UniformStart
 
@@ -24,11 +40,26 @@ RIVALS = {
     train_step: {train_step.OURS, train_step.RELEASED, "released procedure, ring loss", *train_step.LADDER},
     sgld: {sgld.OURS, sgld.RELEASED, *sgld.LADDER},
     evaluate: {evaluate.OURS, evaluate.RIVAL},
+    processes: {processes.TWO, processes.ONE},
 }
 
 
+class Alone:
+    """Trains here, where a team would in processes of its own: to start them takes longer than the training."""
+
+    def __init__(self, *team: object) -> None:
+        pass
+
+    def run(self, recipe: str, overrides: list[str], folder: str) -> float:
+        return processes.time_between_steps(recipe, overrides, folder)
+
+    def end(self) -> None:
+        pass
+
+
 @pytest.mark.parametrize("benchmark", RIVALS, ids=lambda module: module.__name__.split(".")[1])
-def test_a_benchmark_runs_and_writes_its_tables_and_raw_times(benchmark, tmp_path, capsys) -> None:
+def test_a_benchmark_runs_and_writes_its_tables_and_raw_times(benchmark, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(processes, "Team", Alone)
     name = benchmark.__name__.split(".")[1]
     benchmark.main(["--quick", "--threads", "1", "--out", str(tmp_path)])
     found = json.loads((tmp_path / f"{name}.json").read_text())
@@ -222,3 +253,93 @@ def test_differences_are_of_the_same_seed() -> None:
     assert "| cMIM less MIM | 1.00 ± 0.00 |" in representation.against(rows)
     assert "| MIM | 3.00 ± 2.83 |" in representation.written(rows)
     assert "| – |" in representation.written({**rows, "none": [{}, {}]})
+
+
+def test_a_team_says_what_went_wrong_goes_on_and_ends(tmp_path) -> None:
+    team = processes.Team(1, 1, tmp_path)
+    try:
+        for name in ("no_such_recipe", "nor_this_one"):
+            with pytest.raises(RuntimeError, match=rf"RecipeError: .*{name}"):
+                team.run(name, [], str(tmp_path / "run"))
+    finally:
+        team.end()
+    assert not any(worker.is_alive() for worker in team.workers)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 33])
+def test_rings_give_what_they_should_and_send_what_the_model_says(count: int) -> None:
+    for numbers in (count - 1, count, 5 * count + 1):  # fewer than processes, as many, and not divisible
+        assert sum(rings.check_sums(count, numbers).sent) == 8 * 2 * (count - 1) * numbers
+    for row in rings.simulate([count], numbers=7):
+        assert row["bytes a process"] == row["by the model"]
+    one, many = (
+        rings.Ring(count),
+        rings.all_gather(rings.Ring(count), [torch.full((2,), r).numpy() for r in range(count)]),
+    )
+    assert all(part.tolist() == [r for r in range(count) for _ in "ab"] for part in many)
+    assert rings.all_reduce(one, [torch.ones(3).numpy()] * count)[0].tolist() == [count] * 3
+
+
+def test_a_wrong_exchange_does_not_pass_the_simulation(monkeypatch) -> None:
+    monkeypatch.setattr(rings.Ring, "shift", lambda self, payloads: [payload * 1.0 for payload in payloads])
+    for check, sizes in (
+        (rings.check_sums, (3, 6)),
+        (rings.check_gathering, (3, 5)),
+        (rings.check_bank, (3, 16, 16, 2)),
+    ):
+        with pytest.raises((AssertionError, KeyError)):
+            check(*sizes)
+
+
+def test_the_traffic_model_is_that_of_the_network(capsys) -> None:
+    case = traffic.Case(net="10-1", classes=7, batch=32, block=8, bank_size=256, image_size=8)
+    weights = 4 * sum(p.numel() for p in WideResNet(10, 1, 7).parameters())
+    found = traffic.traffic(case, 4)
+    values = list(found.values())
+    assert values[0] == 1.5 * weights
+    assert values[1] == 3 * 4 * 4 * 7  # 3 others, 4 rows of 7 numbers
+    assert values[2] == 8 * values[1]
+    assert values[3] == 3 * 4 * 7 + 1.5 * 4 * 7
+    assert traffic.Case(batch=64, block=24).rows(3) == 4  # the second share, 64..127, lies in rows 2 to 5
+    assert set(traffic.traffic(case, 1).values()) == {0.0}
+    traffic.main(["--net", "10-1", "--processes", "2", "8", "--images", "100", "--replay", "80"])
+    text = capsys.readouterr().out
+    assert "| replay buffer of 80 images on 8 | 0.123 |" in text
+    assert "| data set, 100 images | 0.307 |" in text
+    traffic.main(["--net", "10-1", "--processes", "2", "8", "--bandwidth", "10", "--latency-us", "5"])
+    assert "messages in turn" in capsys.readouterr().out
+    traffic.main(["--simulate", "--processes", "4"])
+    assert "1.000000000000" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        traffic.main(["--block", "100", "--bank-size", "50"])
+
+
+def test_what_autograd_keeps_is_the_same_without_values() -> None:
+    case = traffic.Case(net="10-1", classes=7, batch=3, image_size=8)
+    real = case.model().to_empty(device="cpu")
+    x = torch.rand(3, 3, 8, 8)
+    on_meta = layer.kept_bytes(lambda: case.model()(x.to("meta")))
+    assert on_meta == layer.kept_bytes(lambda: real(x))
+    y, linear = torch.arange(3), nn.Linear(5, 1000)
+    features = torch.rand(3, 5, requires_grad=True)
+    assert layer.kept_bytes(lambda: layer.whole(features, linear, y)) > 4 * 3 * 1000
+    assert layer.kept_bytes(lambda: layer.chunked(features, linear, y)) < 100
+
+
+def test_the_last_layer_without_logits_takes_less(capsys) -> None:
+    layer.main(["--batch", "64", "--classes", "50000"])
+    cells = [float(cell.replace(",", "")) for cell in capsys.readouterr().out.splitlines()[-1].strip("| ").split("|")]
+    _, logits, _, peak, kept, ours, ours_kept = cells
+    assert logits == 12.8
+    assert peak > 1.9 * logits
+    assert kept >= logits
+    assert ours_kept < 0.1
+    assert ours < 2 * 8.4 + 5  # two chunks of 2^21 numbers, and what is small
+
+
+@pytest.mark.fuzz  # seconds for the processes to start
+@pytest.mark.skipif(not loopback.Path("/proc/net/dev").is_file(), reason="Linux alone counts a loopback's bytes")
+def test_two_real_processes_send_what_the_model_says() -> None:
+    for row in loopback.measure([2]):
+        more = float(row["more by"].rstrip(" %"))
+        assert 0 <= more < (200 if "rows" in row["exchange"] else 5), row

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 import ebmhybrid as eh
 from ebmhybrid.losses import class_scores, contrastive_loss
 from ebmhybrid.losses.contrastive import label_vector_scores
+from ebmhybrid.terms import HDGETerm
 
 PAPER = {"form": "paper", "negatives": "batch", "normalize": "none", "temperature": 1.0}
 
@@ -330,6 +331,54 @@ def test_state_dict_resumes_mid_ring_and_refuses_another_score() -> None:
         eh.HDGELoss(4, bank_size=64).load_state_dict(first.state_dict())
     with pytest.raises(ValueError, match="bank_size: saved 8192, now 65536"):  # rings of the same shape
         eh.HDGELoss(4).load_state_dict(eh.HDGELoss(4, bank_size=8192).state_dict())
+    with pytest.raises(ValueError, match="bank_block: saved 1, now 4"):
+        eh.HDGELoss(4, bank_size=32, bank_block=4).load_state_dict(first.state_dict())
+
+
+def test_a_state_from_before_blocks_could_be_chosen_loads() -> None:
+    first, second = eh.HDGELoss(4, bank_size=32), eh.HDGELoss(4, bank_size=32)
+    state = first.state_dict()
+    del state["_extra_state"]["bank_block"]
+    second.load_state_dict(state)
+    assert torch.equal(second.bank.rows, first.bank.rows)
+
+
+def test_blocks_change_nothing_where_batches_fill_them() -> None:
+    """A bank of 32 with 4 examples a row, and batches of 8, is the queue that rows of one example are."""
+    runs = []
+    for block in (None, 4):
+        loss_fn = eh.HDGELoss(3, bank_size=32, bank_block=block, negatives="bank+batch").double()
+        runs.append([loss_fn(naive.random_logits(8, 3, seed=step), labels(8, 3, seed=step)) for step in range(12)])
+        assert loss_fn.bank.block == (block or 1)
+    torch.testing.assert_close(*map(torch.stack, runs), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("negatives", ["bank", "batch", "bank+batch"])
+def test_a_bank_at_rest_takes_a_batch_by_push_as_by_a_call(negatives) -> None:
+    reference = None if negatives == "bank" else naive.random_logits(3, 4, seed=7)
+    by_call, by_push = (eh.HDGELoss(4, bank_size=32, negatives=negatives) for _ in range(2))
+    by_push.load_state_dict(by_call.state_dict())
+    logits, y = naive.random_logits(8, 4, seed=1), labels(8, 4)
+    by_call(logits, y, reference=reference)
+    if by_push.bank is not None:
+        by_push.bank.eval()
+        before = by_push.bank.rows.clone()
+        by_push(logits, y, reference=reference)
+        assert by_push.training
+        assert torch.equal(by_push.bank.rows, before)
+    by_push.push(logits, reference)
+    for name, value in by_call.state_dict().items():
+        assert name == "_extra_state" or torch.equal(by_push.state_dict()[name], value)
+
+
+def test_live_columns_may_come_as_their_log_sum_and_number() -> None:
+    scores, others, y = naive.random_logits(4, 3, seed=1), naive.random_logits(5, 3, seed=2), labels(4, 3)
+    live = torch.cat([scores, others])
+    for bank in (None, (naive.random_logits(9, 3, seed=3).detach().logsumexp(0), torch.tensor(9))):
+        whole = contrastive_loss(scores, y, live=live, bank=bank)
+        summed = contrastive_loss(scores, y, live=(live.logsumexp(0), 9), bank=bank)
+        torch.testing.assert_close(summed, whole)
+        torch.testing.assert_close(naive.grad(summed.sum(), others), naive.grad(whole.sum(), others))
 
 
 def test_evaluation_mode_leaves_the_bank_alone() -> None:
@@ -365,6 +414,7 @@ WRONG_OPTIONS = [
     ({"negatives": "queue"}, "negatives must be one of"),
     ({"normalize": "l1"}, "normalize must be one of"),
     ({"bank_size": 0}, "bank_size must be an integer >= 1, got 0"),
+    ({"bank_size": 8, "bank_block": 9}, "block must be an integer from 1 to the bank's size of 8, got 9"),
 ]
 
 
@@ -412,3 +462,11 @@ def test_a_label_out_of_range_is_named_and_leaves_the_bank(options, classes: int
     with pytest.raises(ValueError, match=r"labels must lie in \[0, "):
         loss(torch.zeros(3, classes), torch.tensor([0, wrong, 1]))
     assert all(torch.equal(before[name], loss.state_dict()[name]) for name in before)
+
+
+def test_a_recipes_term_has_the_arguments_of_the_loss_and_refuses_a_block_larger_than_the_bank() -> None:
+    arguments = HDGETerm(bank_size=64, bank_block=8).model_dump()
+    assert eh.HDGELoss(4, **arguments).bank.block == 8
+    assert HDGETerm().bank_block is None
+    with pytest.raises(ValueError, match="bank_block must be at most bank_size = 4, got 8"):
+        HDGETerm(bank_size=4, bank_block=8)

@@ -137,7 +137,7 @@ VIEWS = [(2, (2, 3)), (3, (0, 4)), (1, (3, 4)), (1, (0, 5)), (1, (1, 1))]
 
 def views_run(views: int, counts: tuple[int, ...], who: int | None) -> tuple[Tensor, Tensor]:
     """Supervised contrast of one process or of the whole batch: weighted loss, and gradient at the projections."""
-    z, y = drawn(sum(counts), views, 4, seed=views), targets("hard", sum(counts), seed=sum(counts))
+    z, y = drawn(sum(counts), views, 4, seed=views), torch.tensor([0, 1, 2, 0, 3, 2, 0])[: sum(counts)]
     weight = 1.0
     if who is not None:
         z, y = z.split(counts)[who], y.split(counts)[who]

@@ -258,17 +258,21 @@ def test_a_second_signal_ends_at_once() -> None:
 def test_run_log_forgets_rows_that_will_be_taken_again(tmp_path) -> None:
     lines = [json.dumps({"split": "train", "step": s, "epoch": 0}) for s in (1, 2, 3)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    log = RunLog(tmp_path, 5, 2, False)
+    log = RunLog(tmp_path, 5, 0, 2, False)
     log.close()
     assert [row["step"] for row in log.rows] == [1, 2]
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+    # Of earlier epochs all stay: their steps may have been counted in batches of another size.
+    later = RunLog(tmp_path, 5, 1, 1, False)
+    later.close()
+    assert [row["step"] for row in later.rows] == [1, 2]
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["optimizer.lr=0.001"], r"cannot change on resuming: optimizer\.lr is 0\.1, not 0\.001"),
-        (["training.batch_size=256"], r"training\.batch_size is 128, not 256"),
+        (["training.batch_size=256"], r"max_steps counts batches of 128, so training\.batch_size cannot change"),
         (["seed=3"], "seed is 0, not 3"),
         (["model.width=2"], r"model\.width is 1, not 2"),
         (["data.split_seed=1"], r"data\.split_seed"),

@@ -72,7 +72,7 @@ def load_pickle(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             content = _ArraysOnly(io.BytesIO(file.read()), encoding="latin1").load()
     except Exception as error:  # a damaged or hostile file raises whatever the unpickler happens to stumble on
-        raise DataError(f"{path}: not a pickle of arrays: {error}") from error
+        raise DataError(f"{path}: not a pickle of arrays: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: must hold a dict, got {type(content).__name__}")
     return {key.decode("latin1") if isinstance(key, bytes) else str(key): value for key, value in content.items()}
@@ -108,7 +108,7 @@ def unpack(archive: Path, destination: Path) -> None:
                 check_unpacked(sum(member.file_size for member in packed.infolist()), size, "the archive")
                 packed.extractall(destination)
             return
-        with _Cautious(archive) as unzipped, tarfile.open(fileobj=unzipped) as tar:
+        with _Cautious(archive) as unzipped, tarfile.open(fileobj=unzipped, mode="r:") as tar:
             _check_members(tar, archive, size)
             if hasattr(tarfile, "data_filter"):
                 tar.extractall(destination, filter="data")
@@ -117,7 +117,7 @@ def unpack(archive: Path, destination: Path) -> None:
     except DataError:
         raise
     except Exception as error:  # a damaged or hostile file raises whatever its parser happens to stumble on
-        raise DataError(f"{archive}: cannot be unpacked, it may be damaged: {error}") from error
+        raise DataError(f"{archive}: cannot be unpacked, it may be damaged: {' '.join(str(error).split())}") from error
 
 
 class _Cautious(gzip.GzipFile):

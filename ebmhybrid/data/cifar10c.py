@@ -73,7 +73,8 @@ def _load_npy(path: Path) -> Array:
     try:
         array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # a damaged or hostile file raises whatever its parser happens to stumble on
-        raise DataError(f"{path}: cannot be read as .npy, it may be truncated or hold objects: {error}") from error
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path}: cannot be read as .npy, it may be truncated or hold objects: {reason}") from error
     return array
 
 

@@ -35,7 +35,8 @@ def load_npz(path: str) -> ImageSet:
     except DataError:
         raise
     except Exception as error:  # a damaged or hostile file raises whatever its parser happens to stumble on
-        raise DataError(f"{name}: cannot be read as .npz, it may be truncated or hold objects: {error}") from error
+        reason = " ".join(str(error).split())
+        raise DataError(f"{name}: cannot be read as .npz, it may be truncated or hold objects: {reason}") from error
     return _from_arrays(name, x, y)
 
 

@@ -170,7 +170,7 @@ def decode_picture(file: Path | IO[bytes], size: int) -> Array:
     except PictureError:
         raise
     except Exception as error:  # a damaged or hostile file raises whatever its parser happens to stumble on
-        raise PictureError(f"cannot be decoded as a picture: {error}") from error
+        raise PictureError(f"cannot be decoded as a picture: {' '.join(str(error).split())}") from error
 
 
 @contextmanager

@@ -137,7 +137,7 @@ def decode(path: Path) -> np.ndarray:
             rgb: Any = transforms.resize(picture.convert("RGB"), SIZE, InterpolationMode.BILINEAR)
             return np.asarray(transforms.center_crop(rgb, [SIZE, SIZE])).transpose(2, 0, 1)
     except Exception as error:  # a damaged or hostile file raises whatever its parser happens to stumble on
-        raise DataError(f"openood-v1.5: {path} cannot be read as a picture: {error}") from error
+        raise DataError(f"openood-v1.5: {path} cannot be read as a picture: {' '.join(str(error).split())}") from error
 
 
 def _without_lists(

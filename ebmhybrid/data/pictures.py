@@ -147,19 +147,22 @@ def decoded(decoder: Decoder, chunks: list[Positions], workers: int, name: str) 
             multiprocessing_context="fork" if several and sys.platform == "linux" else None,
         )
         iterator = iter(loader)
-    while True:
-        try:
-            found = next(iterator)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            reason = str(error).split("\n")[0]
-            raise DataError(f"{name}: a process that decodes pictures died: {reason}; data.workers=0 needs none") from (
-                error
-            )
-        if isinstance(found, DataError):
-            raise found
-        yield found
+    try:
+        while (found := _next(iterator, name)) is not None:
+            yield found
+    finally:
+        del iterator  # ends the processes; the traceback of an error would keep it, and them
+
+
+def _next(iterator: Iterator[Decoded | DataError], name: str) -> Decoded | None:
+    try:
+        found = next(iterator, None)
+    except RuntimeError as error:
+        reason = str(error).split("\n")[0]
+        raise DataError(f"{name}: a process that decodes died: {reason}; data.workers=0 needs none") from error
+    if isinstance(found, DataError):
+        raise found
+    return found
 
 
 def _as_it_is(found: Decoded | DataError) -> Decoded | DataError:

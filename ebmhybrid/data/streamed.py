@@ -62,7 +62,9 @@ class StreamedSet(Labelled):
         if not len(self.rows):
             self._fail("there must be at least one picture")
         if self.labels.dtype != torch.int64 or len(self.labels) != len(self.rows):
-            self._fail(f"labels must be int64 of shape ({len(self.rows)},), got {tuple(self.labels.shape)}")
+            self._fail(
+                f"labels must be int64 of shape ({len(self.rows)},), got {self.labels.dtype} {tuple(self.labels.shape)}"
+            )
         low, high = int(self.labels.min()), int(self.labels.max())
         if low < 0 or high >= len(self.classes):
             self._fail(f"labels must lie in 0..{len(self.classes) - 1}, got {low}..{high}")

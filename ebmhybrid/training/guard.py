@@ -13,7 +13,7 @@ from ebmhybrid.energies import log_density
 from ebmhybrid.errors import TrainingError
 from ebmhybrid.schema import Guard
 from ebmhybrid.training import records
-from ebmhybrid.training.checkpoint import load_latest_state
+from ebmhybrid.training.checkpoint import LAST, load_latest_state
 from ebmhybrid.training.log import NoLog, RunLog
 from ebmhybrid.training.resume import Start, restore
 from ebmhybrid.training.setup import Parts
@@ -81,9 +81,14 @@ def roll_back(parts: Parts, folder: Path, log: RunLog | NoLog, reason: str) -> N
     if count > guard.max_rollbacks:
         jem = parts.recipe.objective.jem
         assert jem is not None
+        kept = next(
+            path
+            for path in (folder / "checkpoints" / name for name in ("last.safetensors", LAST))
+            if path.is_file() or path.name == LAST
+        )
         raise TrainingError(
             f"training diverged at step {diverged_at} ({reason}), after {guard.max_rollbacks} rollbacks; the last good "
-            f"checkpoint is {folder / 'checkpoints' / 'last.safetensors'}, of step {at.step}. Try a smaller "
+            f"checkpoint is {kept}, of step {at.step}. Try a smaller "
             f"objective.jem.step_size than {jem.step_size:g} or a smaller optimizer.lr than "
             f"{parts.recipe.optimizer.lr:g}"
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +16,7 @@ from ebmhybrid.errors import CheckpointError
 from ebmhybrid.training import checkpoint
 from ebmhybrid.training.atomic import LEFTOVER, flush_folder, remove_leftovers, write_atomically
 from ebmhybrid.training.environment import TIME, environment
+from ebmhybrid.training.order import name_order
 from ebmhybrid.training.setup import Parts
 
 try:
@@ -25,17 +25,6 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 LOCK_TRIES, LOCK_PAUSE = 5, 0.05  # seconds: whoever only looks whether it is held holds it for less
-_STAMPED = re.compile(r"(\d{8}-\d{6})(?:-(\d+))?")
-
-
-def name_order(name: str) -> tuple[str, int]:
-    """Where a folder that `fresh_folder` made stands among its siblings; other names come before all of them.
-
-    >>> sorted(["20260101-120000-10", "20260101-120000-2", "mine", "20260101-120000"], key=name_order)
-    ['mine', '20260101-120000', '20260101-120000-2', '20260101-120000-10']
-    """
-    found = _STAMPED.fullmatch(name)
-    return (found[1], int(found[2] or 1)) if found else ("", 0)
 
 
 def fresh_folder(parent: Path) -> Path:
@@ -207,5 +196,6 @@ def save(parts: Parts, folder: Path) -> None:
     }
     with parts.world.together():
         if parts.world.main:
-            checkpoint.save_weights(folder / "checkpoints" / "last.safetensors", parts.deployed, parts.metadata)
+            if parts.progress.step:  # before it they are random numbers, which no one should evaluate
+                checkpoint.save_weights(folder / "checkpoints" / "last.safetensors", parts.deployed, parts.metadata)
             checkpoint.save_state(folder / "checkpoints" / "last.state.pt", state)

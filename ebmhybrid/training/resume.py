@@ -132,7 +132,7 @@ def restore(parts: Parts, start: Start) -> list[str]:
                 f"{folder}: the run computes in {state['precision']}, and training.precision=auto is {parts.precision} "
                 "here; go on where it was made"
             )
-        return _load(parts, state["parts"])
+        return load_parts(parts, state["parts"])
     except CheckpointError:
         raise
     except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
@@ -142,7 +142,8 @@ def restore(parts: Parts, start: Start) -> list[str]:
         ) from error
 
 
-def _load(parts: Parts, state: dict[str, Any]) -> list[str]:
+def load_parts(parts: Parts, state: dict[str, Any]) -> list[str]:
+    """What `Parts.state_dict` gave, put back; returns what is not as it was."""
     for name, part in parts.stateful():
         part.load_state_dict(state[name])
     at = Progress(**state["progress"])

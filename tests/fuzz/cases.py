@@ -10,6 +10,8 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ebmhybrid.errors import EbmhybridError
+
 NIGHTLY = os.environ.get("EBMHYBRID_FUZZ") == "nightly"
 COUNT = {"cases": 0}
 # What parsers stumble on: ends, signs, lengths, and the opcodes of a pickle that name, call and make large things.
@@ -45,6 +47,17 @@ def fuzz(few: int, many: int, **strategies: st.SearchStrategy[Any]) -> Callable[
         return settings(profile, max_examples=many if NIGHTLY else few)(given(**strategies)(counted))
 
     return decorate
+
+
+def attempt(read: Callable[[], Any], *wrong: type[EbmhybridError]) -> Any:
+    """What is read, or None where it is refused as it should be: by our error, in one line."""
+    try:
+        return read()
+    except wrong or EbmhybridError as error:  # noqa: B030
+        refused = str(error)
+    assert refused
+    assert "\n" not in refused
+    return None
 
 
 def register_profiles() -> None:

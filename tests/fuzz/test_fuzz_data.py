@@ -10,46 +10,30 @@ import io
 import pickle
 import shutil
 import tarfile
-import warnings
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from cases import damaged, edits, fuzz
-from data_files import make_cifar10, make_cifar10c, make_mnist_like, make_svhn, pixels
+from cases import attempt, damaged, edits, fuzz
+from data_files import make_cifar10, make_cifar10c, make_mnist_like, pixels
 from hypothesis import strategies as st
 from PIL import Image
+from scipy.io import savemat
 
 from ebmhybrid.data import ImageSet, load_set
 from ebmhybrid.data.archives import load_pickle, unpack
 from ebmhybrid.data.downloads import load_published
 from ebmhybrid.data.formats import decode_images
-from ebmhybrid.errors import DataError, EbmhybridError
 from ebmhybrid.evaluate.from_logits import read_logits
 
-
-@pytest.fixture(autouse=True)
-def _quiet():
-    """numpy and Pillow warn of what they then refuse."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-def attempt(read: Callable[[], object], *errors: type[Exception]) -> object | None:
-    """What is read, or None where it is refused as it should be, in one line."""
-    try:
-        return read()
-    except errors or (DataError,) as error:
-        assert "\n" not in str(error)
-        return None
+# numpy and Pillow warn of what they then refuse.
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def is_whole(images: ImageSet, shape: tuple[int, ...]) -> bool:
     """Whether a set has the form that the rest of the program relies on."""
-    in_range = 0 <= int(images.labels.min()) and int(images.labels.max()) < len(images.classes)
+    in_range = bool(((images.labels >= 0) & (images.labels < len(images.classes))).all())
     return images.images.shape[1:] == shape and len(images.images) == len(images.labels) and in_range
 
 
@@ -79,7 +63,7 @@ SCORES = zipped(logits=LOGITS, labels=LABELS, ood_noise_logits=LOGITS[:4] / 2)
 @fuzz(60, 300, changes=edits)
 def test_files_of_logits(tmp_path, changes) -> None:
     (tmp_path / "a.npz").write_bytes(damaged(SCORES, changes))
-    found = attempt(lambda: read_logits(tmp_path / "a.npz"), EbmhybridError)
+    found = attempt(lambda: read_logits(tmp_path / "a.npz"))
     if found is not None:
         assert np.array_equal(found.test.logits, LOGITS)
         assert np.array_equal(found.test.labels, LABELS)
@@ -98,7 +82,8 @@ PUBLISHED = {
 def root(tmp_path_factory) -> Path:
     folder: Path = tmp_path_factory.mktemp("published")
     make_cifar10(folder, n_per_batch=2)
-    make_svhn(folder, n=2, splits=["test"])
+    digits = {"X": np.moveaxis(pixels(4, 2, 32, 32, 3), 0, 3), "y": np.array([[10], [1]], np.uint8)}
+    savemat(folder / "test_32x32.mat", digits, do_compression=True)  # as the published one is
     make_mnist_like(folder, "MNIST", n=2)
     make_mnist_like(folder, "KMNIST", n=2, gz=False)
     return folder
@@ -110,7 +95,6 @@ def test_published_sets(root, name, changes) -> None:
     file, checked, shape = PUBLISHED[name]
     path = root / file
     original = path.read_bytes()
-    right = load_published(name, "test", root, download=False)
     try:
         path.write_bytes(damaged(original, changes))
         found = attempt(lambda: load_published(name, "test", root, download=False))
@@ -118,7 +102,8 @@ def test_published_sets(root, name, changes) -> None:
         path.write_bytes(original)
     if found is not None:
         assert is_whole(found, shape)
-        assert not checked or np.array_equal(found.images.numpy(), right.images.numpy())
+        if checked:
+            assert np.array_equal(found.images, load_published(name, "test", root, download=False).images)
 
 
 @fuzz(30, 150, changes=edits, name=st.sampled_from(["fog", "labels"]))

@@ -40,23 +40,25 @@ CHANGES = st.lists(
     max_size=4,
 )
 PIECES = st.sampled_from(
-    [
+    (
+        *"{}[%'|\n\t\0",
         "&a ",
         "*a",
         "!!python/object/apply:os.mkdir [OWNED]",
-        "{",
-        "}",
-        "[",
         "- ",
         ": ",
-        "\n",
-        "\t",
-        "%",
         "!!int ",
-        "'",
-        "|",
-    ]
-    + ["!!bool x", "!!timestamp ", "? ", "<<: *a", "\0", "\u2028", "0x" + "f" * 999, "9" * 5000, "!!set ", "---\n"]
+        "!!bool x",
+        "!!timestamp ",
+        "? ",
+        "<<: *a",
+        "\0",
+        "\u2028",
+        "0x" + "f" * 999,
+        "9" * 5000,
+        "!!set ",
+        "---\n",
+    )
 )
 
 
