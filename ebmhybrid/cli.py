@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -31,13 +32,22 @@ def main() -> None:
     ebmhybrid train --recipe my.yaml --out runs/mine --data-dir /data
     ebmhybrid train --recipe cifar10_wrn28 --print-config
     ebmhybrid train --resume runs/mine training.epochs=20
+    ebmhybrid train --recipe my.yaml --out runs/mine --resume auto
+    torchrun --nproc-per-node 4 -m ebmhybrid train --recipe cifar10_wrn28
     """,
 )
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--recipe", metavar="NAME|FILE.yaml", help="A packaged recipe or a file.  [default: digits_hdge]")
 @click.option("--set", "more", multiple=True, metavar="KEY=VALUE", help="The same as KEY=VALUE without the option.")
 @click.option("--out", type=click.Path(), metavar="DIR", help="Run directory.  [default: runs/RECIPE/DATE-TIME]")
-@click.option("--resume", type=click.Path(), metavar="DIR", help="Go on with this run from its last saved step.")
+@click.option(
+    "--resume",
+    type=click.Path(),
+    metavar="DIR|auto",
+    help="Go on with this run from its last saved step; auto: with the run in --out, or the newest unfinished one of "
+    "the recipe, if there is one.",
+)
+@click.option("--strict", is_flag=True, help="Fail at a picture that cannot be decoded, rather than skip and count it.")
 @click.option("--print-config", is_flag=True, help="Print the recipe with every default, and stop.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 @data_options
@@ -47,6 +57,7 @@ def train(
     more: tuple[str, ...],
     out: str | None,
     resume: str | None,
+    strict: bool,
     print_config: bool,
     quiet: bool,
     data_dir: str,
@@ -60,32 +71,36 @@ def train(
     for name, value in (("--recipe", recipe), ("--out", out), ("--resume", resume)):
         if value == "":
             raise click.UsageError(f"{name} is empty")
-    if resume and (recipe or out):
+    if resume not in (None, "auto") and (recipe or out):
         raise click.UsageError("--resume takes the run's own recipe and directory: leave out --recipe and --out")
+    named = resume not in (None, "auto")
     changes = [*overrides, *more]
 
     def work() -> None:
         from ebmhybrid.recipe import load_recipe
 
-        source = Path(resume) / "config.yaml" if resume else "digits_hdge" if recipe is None else recipe
+        source = Path(str(resume)) / "config.yaml" if named else "digits_hdge" if recipe is None else recipe
         if print_config:
             click.echo(load_recipe(source, changes).to_yaml(), nl=False)
             return
-        loaded = None if resume else load_recipe(source, changes)
+        loaded = None if named else load_recipe(source, changes)
         from ebmhybrid.training import train as run_training
 
         run = run_training(
             loaded,
             out,
             resume=resume,
-            overrides=changes if resume else None,
+            overrides=changes if named else None,
             data_dir=data_dir,
             download=not no_download,
+            strict=strict,
             device=device,
             progress=not quiet,
         )
         if run.signal:
             sys.exit(128 + run.signal)
+        if os.environ.get("RANK", "0") != "0":
+            return
         best = run.metrics
         reached = f"accuracy {100 * best['accuracy']:.2f} %" if "accuracy" in best else f"loss {best['loss']:.4f}"
         rollbacks = f", {run.rollbacks} rollback{'s' if run.rollbacks > 1 else ''}" if run.rollbacks else ""

@@ -30,6 +30,10 @@ class TrainingError(EbmhybridError):
     """Training that cannot go on, such as a loss that is no longer finite."""
 
 
+class ElsewhereError(TrainingError):
+    """Another process of the training has failed, and says why itself."""
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """The end of a message about an unknown name: the nearest valid one, or all of them.
 

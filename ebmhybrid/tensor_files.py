@@ -16,7 +16,13 @@ import torch
 from torch import Tensor
 
 _HEADS = 4  # pickles before a legacy file's bytes: magic number, version, system, content
-_WIDTHS = {"Double": 8, "Long": 8, "ComplexDouble": 16, "ComplexFloat": 8, "Float": 4, "Int": 4, "QInt32": 4}
+# Bytes of a number in a storage of a kind; of the other kinds, one.
+_WIDTHS = {
+    **dict.fromkeys(("ComplexDouble",), 16),
+    **dict.fromkeys(("ComplexFloat", "Double", "Long"), 8),
+    **dict.fromkeys(("Float", "Int", "QInt32"), 4),
+    **dict.fromkeys(("BFloat16", "Half", "Short"), 2),
+}
 
 
 def load_tensors(file: IO[bytes]) -> Any:
@@ -52,10 +58,14 @@ def check_announced(file: IO[bytes], size: int) -> None:
     Raises:
         ValueError: they do, or cannot be read.
     """
-    pickles = _zipped(file) if file.read(4) == b"PK\3\4" else _legacy(file)
-    for source in pickles:
+    zipped = file.read(4) == b"PK\3\4"
+    source, held = _zipped(file) if zipped else _legacy(file)
+    for _ in range(1 if zipped else _HEADS):
         reader = _Announced(source, size)
         reader.load()
+        for key, announced in reader.storages.items():
+            if zipped and announced > held.get(key, -1):
+                raise ValueError(f"a storage of {announced} bytes is announced, {held.get(key, 0)} are there for it")
         if (total := sum(reader.storages.values())) > size:
             raise ValueError(f"tensors of {total} bytes are announced, the file has {size}")
 
@@ -85,8 +95,8 @@ def _tensors(content: Any) -> Iterator[Tensor]:
             left += value.values() if isinstance(value, Mapping) else value
 
 
-def _zipped(file: IO[bytes]) -> list[IO[bytes]]:
-    """The pickle of a torch file; its bytes are stored as they are, so that no member is larger than the file."""
+def _zipped(file: IO[bytes]) -> tuple[IO[bytes], dict[str, int]]:
+    """The pickle of a torch file, and how many bytes it holds of each storage."""
     with zipfile.ZipFile(file) as packed:
         members = packed.infolist()
         pickles = [member for member in members if member.filename.endswith("/data.pkl")]
@@ -94,21 +104,21 @@ def _zipped(file: IO[bytes]) -> list[IO[bytes]]:
             raise ValueError("a torch file has one data.pkl and no name twice")
         if pickles[0].compress_type != zipfile.ZIP_STORED:
             raise ValueError("a torch file's data.pkl is not compressed")
-        return [io.BytesIO(packed.read(pickles[0]))]
+        start = pickles[0].filename.removesuffix(".pkl") + "/"
+        held = {member.filename.removeprefix(start): member.file_size for member in members}
+        return io.BytesIO(packed.read(pickles[0])), held
 
 
-def _legacy(file: IO[bytes]) -> Iterator[IO[bytes]]:
-    """The pickles at the start of a file from before torch 1.6, one after another."""
+def _legacy(file: IO[bytes]) -> tuple[IO[bytes], dict[str, int]]:
+    """A file from before torch 1.6, that begins with pickles one after another; torch itself counts its storages."""
     file.seek(0)
-    content = io.BytesIO(file.read())
-    for _ in range(_HEADS):
-        yield content
+    return io.BytesIO(file.read()), {}
 
 
 class _Inert:
     """Stands for whatever a pickle names or makes: it takes everything and does nothing."""
 
-    name = ""
+    module, name = "", ""
     limit = 0
 
     def __new__(cls, *given: Any, **named: Any) -> _Inert:
@@ -126,7 +136,8 @@ class _Inert:
         return self
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        pass
+        if self.module.startswith("torch"):  # torch before 2.10 would write into a tensor's memory
+            raise ValueError(f"values are set in a {self.name}, which is no dictionary")
 
     def __setstate__(self, state: Any) -> None:
         pass
@@ -143,13 +154,13 @@ class _Announced(pickle._Unpickler):  # the one in Python: that in C allocates w
         self.storages: dict[str, int] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        return type(name, (_Inert,), {"name": name, "limit": self.limit})
+        return type(name, (_Inert,), {"module": module, "name": name, "limit": self.limit})
 
     def persistent_load(self, pid: Any) -> Any:
         if isinstance(pid, tuple) and len(pid) >= 5 and isinstance(pid[4], int):
             kind = getattr(pid[1], "name", "").removesuffix("Storage")
             self.storages[str(pid[2])] = max(0, pid[4]) * _WIDTHS.get(kind, 1)
-        return type("storage", (_Inert,), {"name": "storage", "limit": self.limit})()
+        return self.find_class("torch", "storage")()
 
 
 def _flat(values: Any) -> Iterator[Any]:

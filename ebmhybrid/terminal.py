@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -10,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from ebmhybrid.errors import EbmhybridError, UsageError
+from ebmhybrid.errors import EbmhybridError, ElsewhereError, UsageError
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -36,12 +37,18 @@ class OneLineErrors(click.Group):
             hint = ""
             if isinstance(error, click.UsageError) and error.ctx is not None:
                 hint = f" (see {error.ctx.command_path} --help)"
-            click.echo(f"Error: {' '.join(error.format_message().split())}{hint}", err=True)
+            click.echo(f"Error{_of_process()}: {' '.join(error.format_message().split())}{hint}", err=True)
             sys.exit(error.exit_code)
         except click.Abort:
             click.echo("Error: interrupted", err=True)
             sys.exit(130)
         sys.exit(status if isinstance(status, int) else 0)
+
+
+def _of_process() -> str:
+    """Which of several processes speaks, where it is not the first."""
+    rank = os.environ.get("RANK", "0")
+    return "" if rank == "0" else f" on process {rank} of {os.environ.get('WORLD_SIZE', '?')}"
 
 
 class WrongUsage(click.ClickException):
@@ -127,6 +134,8 @@ def guarded(work: Callable[[], T]) -> T:
         return work()
     except BrokenPipeError:  # the reader of a pipe has gone: click ends quietly
         raise
+    except ElsewhereError:  # one process says what is wrong, not all
+        sys.exit(1)
     except UsageError as error:
         raise WrongUsage(str(error)) from error
     except (EbmhybridError, OSError) as error:

@@ -90,7 +90,8 @@ class InceptionWeights:
         try:
             state = load_tensors(io.BytesIO(content))
         except Exception as error:  # whatever a damaged or hostile pickle brings up
-            raise EbmhybridError(f"{path} is no weight file: {type(error).__name__} while reading it") from error
+            reason = str(error).strip().split("\n")[0]
+            raise EbmhybridError(f"{path} is no weight file ({type(error).__name__}: {reason})") from error
         if not isinstance(state, Mapping) or not all(
             isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
         ):

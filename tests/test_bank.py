@@ -169,8 +169,8 @@ def test_what_a_process_sends_is_its_rows_and_no_more() -> None:
 
 
 def test_the_places_of_parts_and_their_blocks() -> None:
-    assert places(((3, 1), (2, 1)), 100) == [[(0, 3), (5, 6)], [(3, 5), (6, 7)]]
-    assert places(((3,), (0,), (2,)), 3) == [[(0, 1)], [(1, 1)], [(1, 3)]]
+    assert places(((3, 1), (2, 1)), 100) == (((0, 3), (5, 6)), ((3, 5), (6, 7)))
+    assert places(((3,), (0,), (2,)), 3) == (((0, 1),), ((1, 1),), ((1, 3),))
     assert block_sums(torch.zeros(5, 1), 2, 3).exp().squeeze(1).tolist() == pytest.approx([1, 3, 1])
     assert block_sums(torch.zeros(4, 1), 6, 2).exp().squeeze(1).tolist() == pytest.approx([2, 2])
 

@@ -146,7 +146,9 @@ def test_a_tag_in_a_recipe_is_not_executed(tmp_path, monkeypatch, tag) -> None:
 @pytest.mark.parametrize("kind", hostile.huge_torch_files())
 def test_torch_files_that_announce_too_much(tmp_path, one_gib, name, kind) -> None:
     (tmp_path / name).write_bytes(hostile.huge_torch_files()[kind])
-    no_memory_was_asked(refused(OF_TENSORS[name], tmp_path / name))
+    message = refused(OF_TENSORS[name], tmp_path / name)
+    no_memory_was_asked(message)
+    assert name == "state.pt" or re.search("announced|not dense|by its size", message)
 
 
 @pytest.mark.parametrize("name", OF_SAFETENSORS)
@@ -165,7 +167,7 @@ def test_npz_that_announces_too_much(tmp_path, one_gib, name) -> None:
     assert name == "cache.npz" or "announces (1099511627776," in message
 
 
-@pytest.mark.parametrize("descr", ["|u1", "|V1099511627776", "<U250000000"])
+@pytest.mark.parametrize("descr", ["|u1", "|V2147483647", "<U250000000"])
 def test_numbers_of_any_width_are_counted(tmp_path, one_gib, descr) -> None:
     x = hostile.npy(pixels(0, 2, 4, 4), descr=descr, shape=(2**40, 4, 4))
     (tmp_path / "a.npz").write_bytes(hostile.npz(x=x, y=hostile.npy(np.zeros(2, int))))
@@ -262,7 +264,7 @@ RECIPES = {
     "aliases of aliases": (hostile.laughs(), "10000 values in 32 levels"),
     "an alias of itself": ("a: &a [*a]", "10000 values in 32 levels"),
     "deep": ("a: " + "[" * 100 + "]" * 100, "10000 values in 32 levels"),
-    "very deep": ("[" * 50_000, "recursion"),
+    "very deep": ("[" * 5_000, "recursion"),
     "many values": ("a: [" + "1," * 10_001 + "]", "10000 values in 32 levels"),
     "long": ("# " + "a" * 200_000, "longer than 131072 characters"),
     "a number of 5,000 digits": ("seed: " + "9" * 5000, "not valid YAML"),
@@ -435,7 +437,7 @@ def plain_pages() -> list[Structure]:
         return [Structure(page) for page in pages(PLAIN, patch)]
 
 
-@pytest.mark.parametrize("text", TEXTS, ids=repr)
+@pytest.mark.parametrize("text", ["".join(TEXTS), "".join(TEXTS[::-1])], ids=["forwards", "backwards"])
 def test_a_text_makes_no_element_and_no_attribute(monkeypatch, plain_pages, text) -> None:
     for page, plain in zip(pages(text, monkeypatch), plain_pages, strict=True):
         found = Structure(page)

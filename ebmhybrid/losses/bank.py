@@ -43,13 +43,14 @@ def block_sums(scores: Tensor, begin: int, block: int) -> Tensor:
     return padded.view(-1, block, scores.shape[1]).logsumexp(1)
 
 
-def places(counts: Counts, capacity: int) -> list[list[tuple[int, int]]]:
+@lru_cache(maxsize=16)
+def places(counts: Counts, capacity: int) -> tuple[tuple[tuple[int, int], ...], ...]:
     """Where each part of each process begins and ends in the whole batch, of which the last `capacity` are counted.
 
     The first parts of all processes come first, in the order of ranks, then the second parts.
 
     >>> places(((3, 1), (2, 1)), capacity=6)  # of 7 the oldest is left out
-    [[(0, 2), (4, 5)], [(2, 4), (5, 6)]]
+    (((0, 2), (4, 5)), ((2, 4), (5, 6)))
     """
     spans: list[list[tuple[int, int]]] = [[] for _ in counts]
     begin = min(0, capacity - sum(map(sum, counts)))
@@ -57,7 +58,7 @@ def places(counts: Counts, capacity: int) -> list[list[tuple[int, int]]]:
         for span, count in zip(spans, part, strict=True):
             span.append((max(begin, 0), max(begin + count, 0)))
             begin += count
-    return spans
+    return tuple(map(tuple, spans))
 
 
 @lru_cache(maxsize=16)

@@ -58,9 +58,13 @@ def write_atomically(path: Path, write: Callable[[Path], Any], keep_as: Path | N
 
 
 def unwritable(path: Path, error: Exception) -> CheckpointError:
-    """The one line that a failed write becomes."""
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
-    return CheckpointError(f"{path}: cannot be written ({reason})")
+    """The one line that a failed write becomes: the system's word where there is one behind the library's."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.strerror:
+            return CheckpointError(f"{path}: cannot be written ({seen.strerror})")
+        seen = seen.__context__
+    return CheckpointError(f"{path}: cannot be written ({' '.join(str(error).split())})")
 
 
 def _link(path: Path, other: Path) -> None:

@@ -20,17 +20,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ebmhybrid.data.order import share_of
-from ebmhybrid.errors import TrainingError, UsageError
+from ebmhybrid.errors import ElsewhereError, TrainingError, UsageError
 
 T = TypeVar("T")
 
 TIMEOUT_S = 1800.0  # torch's own for gloo: one process may prepare data for that long while the others wait
 # How the backends say that another process is gone or silent; they have no common class of error.
 _LOST = "onnection closed by peer|onnection reset|onnection refused|roken pipe|imed out|timeout|NCCL|gloo|ProcessGroup"
-
-
-class ElsewhereError(TrainingError):
-    """Another process has failed, and says why itself."""
 
 
 @dataclass(frozen=True)
@@ -205,10 +201,12 @@ def watching(world: World) -> Iterator[None]:
     except RuntimeError as error:
         if world.size == 1 or not re.search(_LOST, str(error)):
             raise
-        reason = " ".join(str(error).split())[:200]
+        text = " ".join(str(error).split())
+        what = "has ended" if "onnection" in text else f"has not answered for {_timeout():g} s"
+        reason = re.sub(r"^\[\S+\.cc:\d+\] ", "", text).split(". ")[0][:200]
         raise TrainingError(
-            f"process {world.rank} of {world.size}: another process has ended or has not answered for "
-            f"{_timeout():g} s ({reason}). What was saved last is whole: go on with --resume"
+            f"process {world.rank} of {world.size}: another process {what} ({reason}). What was saved last is whole: "
+            "go on with --resume"
         ) from error
 
 

@@ -24,7 +24,7 @@ from ebmhybrid.training.interrupt import Interrupt
 from ebmhybrid.training.log import NoLog, RunLog
 from ebmhybrid.training.meter import Meter
 from ebmhybrid.training.randomness import kept_random_state
-from ebmhybrid.training.records import fresh_folder, locked, open_folder, save, write_records
+from ebmhybrid.training.records import fresh_folder, locked, mark_finished, open_folder, save, write_records
 from ebmhybrid.training.replica import replicate
 from ebmhybrid.training.resume import find_start, restore
 from ebmhybrid.training.setup import Parts, epoch_generator
@@ -49,6 +49,7 @@ def train(
     overrides: list[str] | None = None,
     data_dir: str | Path = "data",
     download: bool = True,
+    strict: bool = False,
     device: str = "auto",
     progress: bool = True,
 ) -> Run:
@@ -61,7 +62,7 @@ def train(
             "auto", beside a recipe: the run in `out`, or the newest unfinished one of runs/<recipe>, if there is one.
         overrides: KEY=VALUE changes to the resumed run's recipe: how long it trains, logs or how it is evaluated.
             More epochs stretch a cosine schedule.
-        data_dir, download: as in `ebmhybrid.data.load_set`.
+        data_dir, download, strict: as in `ebmhybrid.data.load_set`.
         device: auto | cpu | cuda | cuda:N ...
         progress: False is silent; otherwise a bar on a terminal and plain lines elsewhere.
 
@@ -78,7 +79,7 @@ def train(
     with joined(device) as world, kept_random_state(), ExitStack() as stack:
         where = pick_device(device, world)
         start = world.told(lambda: find_start(recipe, out, resume, overrides or []))
-        splits, outliers = world.main_first(lambda: _data(start.recipe, str(data_dir), download))
+        splits, outliers = world.main_first(lambda: _data(start.recipe, str(data_dir), download, strict))
         with world.together():
             parts = build_parts(start.recipe, splits, where, outliers, resuming=start.state is not None, world=world)
             notes = [*start.notes, *restore(parts, start)]
@@ -96,8 +97,8 @@ def _new_folder(recipe: Recipe, out: str | Path | None) -> Path:
     return open_folder(Path(out) if out else fresh_folder(Path("runs", recipe.name)))
 
 
-def _data(recipe: Recipe, data_dir: str, download: bool) -> tuple[Splits, ImageSet | None]:
-    splits = load_data(recipe, data_dir, download)
+def _data(recipe: Recipe, data_dir: str, download: bool, strict: bool) -> tuple[Splits, ImageSet | None]:
+    splits = load_data(recipe, data_dir, download, strict)
     return splits, load_outliers(recipe, splits, data_dir, download)
 
 
@@ -148,7 +149,11 @@ def _run(parts: Parts, folder: Path, show: bool, notes: list[str]) -> Run:
                         end_epoch(parts, folder, log)
                 except DivergedError as error:
                     roll_back(parts, folder, log, str(error))
-        if stop:
+        if at.step >= parts.total_steps:
+            with world.together():
+                if world.main:
+                    mark_finished(folder)
+        elif stop:
             log.say(f"stopped at step {at.step}; go on with: ebmhybrid train --resume {folder}", always=True)
     finally:
         log.close()

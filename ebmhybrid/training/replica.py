@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -38,9 +39,10 @@ def replicate(parts: Parts, task: Any, forward: Any) -> nn.Module | None:
     terms = parts.recipe.objective
     some_rest = terms.supcon is not None or terms.gcrl is not None
     some_rest |= terms.latent is not None and terms.latent.generative == "none"  # its decoder
-    return DistributedDataParallel(
-        Replica(parts, task, forward), broadcast_buffers=False, find_unused_parameters=some_rest
-    )
+    known = inspect.signature(DistributedDataParallel).parameters
+    no_broadcast = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # its former name
+    options = {no_broadcast: False, "find_unused_parameters": some_rest}
+    return DistributedDataParallel(Replica(parts, task, forward), **options)
 
 
 def step_losses(parts: Parts, task: Any, forward: Any, batch: Any) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:

@@ -71,14 +71,14 @@ def test_weights(tmp_path, model, weights, part, changes) -> None:
 
 STATE = {
     "format": FORMAT,
-    "parts": {"bank": torch.arange(6.0), "step": 7, "random": (3, (1, 2**31), None), "flags": torch.tensor([True])},
+    "parts": {"bank": torch.arange(600.0), "step": 7, "random": (3, (1, 2**31), None), "flags": torch.tensor([True])},
 }
 
 
 @fuzz(60, 300, changes=edits)
 def test_states(tmp_path, changes) -> None:
     path = tmp_path / "s.pt"
-    save_state(path, STATE)
+    save_state(path, STATE)  # most bytes are of the bank
     path.write_bytes(damaged(path.read_bytes(), changes))
     found = attempt(lambda: load_state(path), CheckpointError)
     if found is not None:
