@@ -2,6 +2,8 @@
 
 A file of torch is a pickle beside raw bytes. `weights_only=True` keeps the pickle from running anything, but not from
 asking for memory: a storage of 2^40 numbers, an expanded view that has one. No honest file announces more than it has.
+Before 2.10 torch also believed what a pickle says of a storage's length, and wrote where it says (GHSA-63cw-57p8-fm3p);
+here both are refused before torch reads the file.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from torch import Tensor
 _HEADS = 4  # pickles before a legacy file's bytes: magic number, version, system, content
 # Bytes of a number in a storage of a kind; of the other kinds, one.
 _WIDTHS = {
-    **dict.fromkeys(("ComplexDouble",), 16),
+    "ComplexDouble": 16,
     **dict.fromkeys(("ComplexFloat", "Double", "Long"), 8),
     **dict.fromkeys(("Float", "Int", "QInt32"), 4),
     **dict.fromkeys(("BFloat16", "Half", "Short"), 2),
@@ -159,7 +161,8 @@ class _Announced(pickle._Unpickler):  # the one in Python: that in C allocates w
     def persistent_load(self, pid: Any) -> Any:
         if isinstance(pid, tuple) and len(pid) >= 5 and isinstance(pid[4], int):
             kind = getattr(pid[1], "name", "").removesuffix("Storage")
-            self.storages[str(pid[2])] = max(0, pid[4]) * _WIDTHS.get(kind, 1)
+            announced = pid[4] * _WIDTHS.get(kind, 1)
+            self.storages[str(pid[2])] = max(announced, self.storages.get(str(pid[2]), 0))
         return self.find_class("torch", "storage")()
 
 

@@ -12,6 +12,7 @@ from uuid import uuid4
 
 from ebmhybrid.errors import EbmhybridError, UsageError
 
+from .files import flush
 from .sections import Section
 from .tables import SHAPES, long_of
 
@@ -89,6 +90,7 @@ class Comparison:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             fresh.write_text(page, encoding="utf-8")
+            flush(fresh)
             fresh.replace(target)
         except OSError as error:
             with suppress(OSError):
@@ -132,6 +134,7 @@ def _find(path: Path) -> Path:
     if (path / "results.json").is_file():
         return path / "results.json"
     found = [file for kind in ("eval", "probe") for file in path.glob(f"{kind}/*/results.json")]
+    found = [file for file in found if not file.parent.name.startswith(".")]  # one that was killed while it was written
     if not found:
         raise EbmhybridError(
             f"{path}: no evaluation there, neither results.json nor eval/*/ nor probe/*/; run `ebmhybrid eval`, or "

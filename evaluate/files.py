@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import re
 import shutil
 import tempfile
@@ -64,6 +65,7 @@ def replaced(folder: Path, what: str = "the evaluation") -> Iterator[Path]:
     try:
         fresh.mkdir(parents=True)
         yield fresh
+        flush(fresh)
         if folder.exists():
             folder.rename(old)
         try:
@@ -78,6 +80,14 @@ def replaced(folder: Path, what: str = "the evaluation") -> Iterator[Path]:
         shutil.rmtree(fresh, ignore_errors=True)
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)
+
+
+def flush(path: Path) -> None:
+    """Bring a file, or every file of a folder, to the disk, before it gets the name under which it is looked for."""
+    for file in [path] if path.is_file() else path.rglob("*"):
+        if file.is_file():
+            with file.open("rb+") as opened:
+                os.fsync(opened.fileno())
 
 
 def check_replaceable(folder: Path, what: str = "the evaluation") -> None:

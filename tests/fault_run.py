@@ -1,10 +1,10 @@
 """Provokes faults of disks, permissions and schedulers in training processes; started by test_reliability_faults.py.
 
-    python tests/fault_run.py FOLDER
+    python tests/fault_run.py FOLDER [CASE]...
 
 As in kill_run.py one process imports everything and forks the ones that train, here through the command line. Each case
-begins with a copy of a run that was killed within, lets a fault happen, looks at what is left, takes the fault away and
-trains to the end. The answer is one JSON object on stdout: case -> what happened.
+lets a fault happen, looks at what is left, takes the fault away and trains to the end by the same command. The answer
+is one JSON object on stdout: case -> what happened.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from kill_run import check, content_of, start
 
 import ebmhybrid as eh
 from ebmhybrid.cli import main as command_line
-from ebmhybrid.training import checkpoint, classify, engine, records
+from ebmhybrid.training import checkpoint, classify, engine
 from ebmhybrid.training.build import build_parts, load_data
+from ebmhybrid.training.checkpoint import LAST
 
 OVERRIDES = ["training.save_every=2", "training.ema=0.9", "model.dropout=0.2", "training.log_every=1"]
 NOBODY = 65534
@@ -94,76 +95,90 @@ def full(path: Path) -> Any:
         kept.rename(path)
 
 
-def main() -> None:
-    root = Path(sys.argv[1])
-    torch.set_num_threads(1)
-    recipe = eh.load_recipe("smoke", OVERRIDES)
-    splits = load_data(recipe, "data", False)
-    build_parts(recipe, splits, torch.device("cpu"))  # imports what training imports
-    _, count = start(recipe, root / "whole")
-    wanted = content_of(root / "whole")
-    fresh = ["--recipe", "smoke", *OVERRIDES, "--out"]
-    start(recipe, root / "part", fatal=count // 2)
-    answer: dict[str, Any] = {}
+class Cases:
+    """Runs faults by name, each on a copy of a run that was killed within, or on no run yet."""
 
-    def case(name: str, happens: Callable[[Path], dict[str, Any]], resumed: bool = True) -> None:
-        folder = root / name.replace(" ", "-").replace("/", "-")
-        if resumed:
-            shutil.copytree(root / "part", folder)
-        begun = check(folder, splits)
-        found = happens(folder)
-        found |= {"begun": begun, "left": check(folder, splits) if folder.exists() else "nothing"}
-        done, _ = start(recipe, folder)
-        content = content_of(folder)
-        found["differing"] = [key for key, value in wanted.items() if content[key] != value] if done else ["end"]
-        answer[name] = found
+    def __init__(self, root: Path, names: list[str]) -> None:
+        self.root, self.names, self.answers = root, names, dict[str, Any]()
+        recipe = eh.load_recipe("smoke", OVERRIDES)
+        self.splits = load_data(recipe, "data", False)
+        build_parts(recipe, self.splits, torch.device("cpu"))  # imports what training imports
+        _, count = start(recipe, root / "whole")
+        self.wanted = content_of(root / "whole")
+        start(recipe, root / "part", fatal=count // 2)
 
-    checkpoints = root / "part" / "checkpoints"
-    weights = (checkpoints / "last.safetensors").stat().st_size
-    for size, name in ((0, "recipe"), (weights - 1, "weights"), (weights + 999, "state")):
-        case(f"no room for {name}", lambda folder, size=size: call([*fresh, str(folder)], lambda: limit(size)), False)
-        case(f"no room for {name} later", lambda f, size=size: call(["--resume", str(f)], lambda: limit(size)))
+    def run(self, name: str, happens: Callable[[Path], dict[str, Any]], begun: bool = True) -> None:
+        if self.names and name not in self.names:
+            return
+        folder = self.root / name.replace(" ", "-")
+        if begun:
+            shutil.copytree(self.root / "part", folder)
+        before = check(folder, self.splits)
+        found = happens(folder) | {"before": before, "after": check(folder, self.splits)}
+        ended = call(again(folder), lambda: None)
+        content = content_of(folder) if ended["status"] == 0 else {"end": ended}
+        found["differing"] = [key for key in self.wanted.keys() | content if content.get(key) != self.wanted.get(key)]
+        self.answers[name] = found
+
+
+def again(folder: Path) -> list[str]:
+    """The command that begins a run or goes on with it."""
+    return ["--recipe", "smoke", *OVERRIDES, "--out", str(folder), "--resume", "auto"]
+
+
+def under(fault: Callable[[], Any]) -> Callable[[Path], dict[str, Any]]:
+    return lambda folder: call(again(folder), fault)
+
+
+def full_disks(cases: Cases) -> None:
+    sizes = {name: (cases.root / "part" / "checkpoints" / name).stat().st_size for name in ("last.safetensors", LAST)}
+    for name, size in (("recipe", 0), ("weights", sizes["last.safetensors"] - 1), ("state", sizes[LAST] - 1)):
+        cases.run(f"no room for the {name} of a new run", under(lambda size=size: limit(size)), begun=False)
+        cases.run(f"no room for the {name}", under(lambda size=size: limit(size)))
     for file in ("metrics.jsonl", "train.log"):
 
-        def fill(folder: Path, file: str = file) -> dict[str, Any]:
+        def filled(folder: Path, file: str = file) -> dict[str, Any]:
             with full(folder / file):
-                return call(["--resume", str(folder)], lambda: None)
+                return call(again(folder), lambda: None)
 
-        case(f"no room for {file}", fill)
+        cases.run(f"no room for {file}", filled)
 
-    def read_only(folder: Path) -> dict[str, Any]:
-        for path in (folder, folder / "checkpoints"):
+
+def permissions(cases: Cases) -> None:
+    def sealed(folder: Path, *paths: Path) -> dict[str, Any]:
+        for path in paths:
             path.chmod(0o555)
         try:
-            return call(["--resume", str(folder)], powerless)
+            return call(again(folder), powerless)
         finally:
-            for path in (folder, folder / "checkpoints"):
+            for path in paths:
                 path.chmod(0o755)
 
-    def read_only_parent(folder: Path) -> dict[str, Any]:
-        root.chmod(0o555)
-        try:
-            return call([*fresh, str(folder)], powerless)
-        finally:
-            root.chmod(0o755)
+    cases.run("a read-only run", lambda folder: sealed(folder, folder, folder / "checkpoints"))
+    cases.run("a read-only place", lambda folder: sealed(folder, cases.root), begun=False)
 
-    case("read-only run", read_only)
-    case("read-only place", read_only_parent, False)
 
+def signals(cases: Cases) -> None:
     moments = {
         "set-up": (engine, "build_parts", 1),
         "a step": (engine, "train_step", 2),
         "validation": (classify, "validate", 1),
         "writing weights": (checkpoint, "save_weights", 1),
-        "writing a state": (records.checkpoint, "save_state", 1),
+        "writing a state": (checkpoint, "save_state", 1),
     }
     for name, (owner, function, at_call) in moments.items():
         for number in (signal.SIGTERM, signal.SIGINT):
-            fault = signalled(owner, function, at_call, number)
-            case(f"{number.name} in {name}", lambda folder, fault=fault: call(["--resume", str(folder)], fault))
-    twice = signalled(engine, "train_step", 2, signal.SIGTERM, signal.SIGTERM)
-    case("SIGTERM twice", lambda folder: call(["--resume", str(folder)], twice))
-    print(json.dumps(answer))
+            cases.run(f"{number.name} in {name}", under(signalled(owner, function, at_call, number)))
+    cases.run("SIGTERM twice", under(signalled(engine, "train_step", 2, signal.SIGTERM, signal.SIGTERM)))
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    cases = Cases(Path(sys.argv[1]), sys.argv[2:])
+    full_disks(cases)
+    permissions(cases)
+    signals(cases)
+    print(json.dumps(cases.answers))
 
 
 if __name__ == "__main__":

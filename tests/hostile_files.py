@@ -75,7 +75,7 @@ def saved(content: Any, zipped: bool = True) -> bytes:
     return file.getvalue()
 
 
-def rewritten(content: bytes, member: str, old: bytes, new: bytes) -> bytes:
+def rewritten(content: bytes, member: str, old: bytes, new: bytes, last: bool = False) -> bytes:
     """A zip archive with bytes of one member replaced."""
     file = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as before, zipfile.ZipFile(file, "w") as after:
@@ -83,7 +83,7 @@ def rewritten(content: bytes, member: str, old: bytes, new: bytes) -> bytes:
             data = before.read(info)
             if info.filename.endswith(member):
                 assert old in data
-                data = data.replace(old, new)
+                data = data.removesuffix(old) + new if last else data.replace(old, new)
             after.writestr(info.filename, data)
     return file.getvalue()
 
@@ -99,6 +99,10 @@ def huge_torch_files() -> dict[str, bytes]:
         "expanded": saved({"a": torch.zeros(1).expand(HUGE)}),
         "storage": rewritten(saved({"a": torch.arange(4.0)}), "data.pkl", b"K\x04t", LONG + b"t"),
         "legacy storage": legacy.replace(b"K\x04Nt", LONG + b"Nt"),
+        "longer storage": rewritten(
+            saved({"a": torch.arange(4.0)}), "data.pkl", b"K\x04tq\x07QK\0K\x04\x85", b"K\x08tq\x07QK\0K\x08\x85"
+        ),
+        "set in a tensor": rewritten(saved(torch.arange(4.0)), "data.pkl", b".", b"K\0K\1s.", last=True),
         "bytearray": saved({"a": Asks(bytearray, HUGE)}),
         "tensor by size": saved({"a": Asks(torch.Tensor, HUGE)}),
         "sparse": saved({"a": torch.sparse_coo_tensor([[0]], [1.0], (HUGE,), check_invariants=False)}),

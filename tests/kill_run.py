@@ -1,6 +1,6 @@
 """Trains in processes that are killed and resumed until the training is done; started by test_reliability_kills.py.
 
-    python tests/kill_run.py FOLDER '{"overrides": [...], "kills": 5, "seed": 0, "each": false}'
+    python tests/kill_run.py FOLDER '{"name": {"overrides": [...], "kills": 5, "seed": 0}}'
 
 One process imports everything and forks the ones that train, so that a start takes a fraction of a second. A child is
 killed from outside after a while, or by itself at its k-th moment: before it opens, renames, links or removes anything
@@ -18,6 +18,7 @@ import signal
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,14 +37,18 @@ OPERATIONS = {"open", "os.rename", "os.remove", "os.mkdir", "os.link", "os.trunc
 class Moments:
     """Counts the moments of a process and kills it at one of them; 0 is none."""
 
-    def __init__(self, folder: Path, fatal: int) -> None:
-        self.folder, self.fatal, self.count = str(folder), fatal, 0
+    def __init__(self, folder: Path, fatal: int, pipe: int) -> None:
+        self.folder, self.fatal, self.pipe, self.count = str(folder), fatal, pipe, 0
 
     def pass_one(self, half: Callable[[], Any] | None = None) -> None:
         self.count += 1
         if self.count == self.fatal:
             if half is not None:
                 half()
+            if not os.fork():  # a process that loads data, say, lives on for a while
+                os.close(self.pipe)
+                time.sleep(5)
+                os._exit(0)
             os.kill(os.getpid(), signal.SIGKILL)
 
     def audit(self, event: str, arguments: tuple[Any, ...]) -> None:
@@ -85,7 +90,7 @@ def start(recipe: Any, folder: Path, fatal: int = 0, seconds: float | None = Non
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
-        moments = Moments(folder, fatal)
+        moments = Moments(folder, fatal, writer)
         moments.install()
         try:
             eh.train(recipe, folder, resume="auto", progress=False)
@@ -96,7 +101,9 @@ def start(recipe: Any, folder: Path, fatal: int = 0, seconds: float | None = Non
     os.close(writer)
     if seconds is not None:
         time.sleep(seconds)
-        os.kill(child, signal.SIGKILL)  # a child that has ended meanwhile is waited for below, so its number is not free
+        os.kill(
+            child, signal.SIGKILL
+        )  # a child that has ended meanwhile is waited for below, so its number is not free
     with os.fdopen(reader) as pipe:
         answer = json.loads(pipe.read() or "null")
     os.waitpid(child, 0)
@@ -137,41 +144,49 @@ def check(folder: Path, splits: Splits) -> str:
     return f"after step {state['parts']['progress']['step']}"
 
 
-def main() -> None:
-    root, asked = Path(sys.argv[1]), json.loads(sys.argv[2])
-    torch.set_num_threads(1)
-    recipe = eh.load_recipe("smoke", asked["overrides"])
+def ordeal(root: Path, overrides: list[str], kills: int, seed: int, each: bool = False) -> dict[str, Any]:
+    """Lives of a run with so many kills in all, at random moments, or with one at each moment of a life.
+
+    Returns:
+        The moments of a life, the kills, where they hit, and what differed at the end from the undisturbed run.
+    """
+    recipe, draw = eh.load_recipe("smoke", overrides), random.Random(seed)
     splits = load_data(recipe, "data", False)
     build_parts(recipe, splits, torch.device("cpu"))  # imports what training imports
     began = time.monotonic()
     _, count = start(recipe, root / "whole")
-    lasts = time.monotonic() - began
-    wanted = content_of(root / "whole")
-    draw, kills, found = random.Random(asked["seed"]), 0, dict[str, int]()
-    answer: dict[str, Any] = {"moments": count, "differing": []}
-    fatal = list(range(1, count + 1)) if asked["each"] else []
-    while kills < asked["kills"] or fatal:
+    lasts, wanted = time.monotonic() - began, content_of(root / "whole")
+    found, differing, hits = Counter[str](), list[str](), 0
+    moments = list(range(1, count + 1)) if each else []
+    while hits < kills or moments:
         folder = root / "killed"
         shutil.rmtree(folder, ignore_errors=True)
-        done = False
+        done, fatal = False, moments.pop(0) if each else None
         while not done:
-            if fatal:
-                done, _ = start(recipe, folder, fatal=fatal.pop(0))
-            elif kills >= asked["kills"]:
+            if fatal is not None:
+                done, _ = start(recipe, folder, fatal)
+                fatal = 0  # the next start goes to the end
+            elif hits >= kills:
                 done, _ = start(recipe, folder)
             elif draw.random() < 0.5:
                 done, _ = start(recipe, folder, fatal=draw.randint(1, count))
             else:
                 done, _ = start(recipe, folder, seconds=draw.uniform(0, lasts))
             if not done:
-                kills += 1
-                when = check(folder, splits)
-                found[when] = found.get(when, 0) + 1
-                if asked["each"]:
-                    fatal.insert(0, 0)  # every moment of a whole life: the next start goes to the end
+                hits += 1
+                found[check(folder, splits)] += 1
         content = content_of(folder)
-        answer["differing"] += [[kills, key] for key, value in wanted.items() if content[key] != value]
-    print(json.dumps(answer | {"kills": kills, "found": found}))
+        differing += [f"{key} after {hits} kills" for key, value in wanted.items() if content[key] != value]
+    return {"moments": count, "kills": hits, "found": found, "differing": differing}
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    answers = {}
+    for name, asked in json.loads(sys.argv[2]).items():
+        (root := Path(sys.argv[1], name)).mkdir()
+        answers[name] = ordeal(root, **asked)
+    print(json.dumps(answers))
 
 
 if __name__ == "__main__":

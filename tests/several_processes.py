@@ -35,7 +35,7 @@ LIVE = ["objective.hdge.form=paper", "objective.hdge.normalize=none", "objective
 RELEASED = ["objective.hdge.form=released", "objective.hdge.normalize=l2", "objective.hdge.temperature=0.1"]
 NO_HDGE = ["objective.hdge=null"]
 CE = [*NO_HDGE, "objective.ce.weight=1.0"]
-REFERENCE = ["reference.families=[smooth,inversions]", "reference.fraction=1.0"]
+REFERENCE = ["reference.families=[smooth,inversions]", "reference.fraction=0.5"]
 JEM = ["objective.jem.steps=2", "objective.jem.buffer_size=64", "objective.jem.reinit=0.2"]
 CODES = ["model.options.latent=4", "model.options.width=4", "optimizer.lr=0.01"]
 GCRL = ["optimizer.lr=0.01", "schedule.warmup_steps=0"]
@@ -79,8 +79,7 @@ CASES: dict[str, list[str]] = {
     "mim": [*CODES, "objective.latent.contrast=none"],
     "cmim": [*CODES, "objective.latent.contrast=cmim"],
     "cvae": [*CODES, "objective.latent.generative=vae"],
-    "infonce": [*CODES, "objective.latent.generative=none", "objective.latent.contrast=infonce"]
-    + ["objective.latent.views=2", "data.augment.pad=1"],
+    "infonce": [*CODES, "objective.latent={generative: none, contrast: infonce, views: 2}", "data.augment.pad=1"],
     "infonce mim": [*CODES, "objective.latent.contrast=infonce"],
     "gcrl": [*GCRL, "data.augment.noise_std=0.05"],
 }

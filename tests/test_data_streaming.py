@@ -9,6 +9,8 @@ import pickle
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 import tracemalloc
 from pathlib import Path
@@ -310,9 +312,8 @@ def test_workers_outlive_the_signals_of_a_terminal_and_a_scheduler(folder):
         if len(got) == 1:
             children = multiprocessing.active_children()
             assert len(children) == 2
-            for child in children:
-                os.kill(child.pid, signal.SIGINT)
-                os.kill(child.pid, signal.SIGTERM)
+            for name in ("-INT", "-TERM"):
+                subprocess.run(["kill", name, *(str(child.pid) for child in children)], check=True)
     assert_same(got, streamed(folder).fetch(orders(69)))
 
 
@@ -329,10 +330,19 @@ def test_a_worker_that_dies_is_an_error_of_one_line(folder):
 def test_a_pass_that_is_broken_off_leaves_no_process(folder):
     for _ in streamed(folder, workers=2).fetch(orders(69)):
         break
-    deadline = time.monotonic() + 10
-    while multiprocessing.active_children() and time.monotonic() < deadline:
-        time.sleep(0.02)
     assert not multiprocessing.active_children()
+
+
+def test_a_program_that_fails_in_the_middle_of_a_pass_ends(folder):
+    """The traceback keeps the pass; when the interpreter ends, the workers must heed its SIGTERM."""
+    code = (
+        "import torch\nfrom ebmhybrid.data import load_set\n"
+        f"lazy = load_set({f'folder:{folder}'!r}, stream=True)\n"
+        "for batch in lazy.fetch(torch.arange(69).split(10)):\n    1 / 0\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.rstrip().endswith("ZeroDivisionError: division by zero")
 
 
 def test_one_batch_needs_no_process(folder, monkeypatch):

@@ -255,6 +255,23 @@ def test_a_second_signal_ends_at_once() -> None:
             signal.raise_signal(signal.SIGINT)
 
 
+def test_a_second_signal_that_a_launcher_passes_on_is_the_first_one(monkeypatch) -> None:
+    import signal
+
+    from ebmhybrid.training import interrupt
+
+    now = [100.0]
+    monkeypatch.setattr(interrupt.time, "monotonic", lambda: now[0])
+    with interrupt.Interrupt(patience=5.0) as asked:
+        signal.raise_signal(signal.SIGTERM)
+        now[0] = 104.9
+        signal.raise_signal(signal.SIGINT)
+        assert asked.signal == signal.SIGTERM
+        now[0] = 105.1
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
 def test_run_log_forgets_rows_that_will_be_taken_again(tmp_path) -> None:
     lines = [json.dumps({"split": "train", "step": s, "epoch": 0}) for s in (1, 2, 3)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")

@@ -135,8 +135,8 @@ def test_batches_of_another_size_go_on_at_the_same_place(whole, tmp_path, monkey
     assert [row["step"] for row in validation] == [19, 38]
     assert done.metrics["step"] in (19, 38)
     assert eh.load_recipe(run / "config.yaml").training.batch_size == 48
+    cycle = stopped_at(monkeypatch, 2, tmp_path / "cycle", "schedule={name: one_cycle}")
     with pytest.raises(CheckpointError, match="one_cycle schedule cannot be made longer"):
-        cycle = stopped_at(monkeypatch, 2, tmp_path / "cycle", "schedule={name: one_cycle}")
         eh.train(resume=cycle, overrides=["training.batch_size=48"], progress=False)
 
 

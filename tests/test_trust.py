@@ -38,7 +38,8 @@ from ebmhybrid.evaluate.generation_features import InceptionWeights
 from ebmhybrid.evaluate.report import render_page, sections_of
 from ebmhybrid.evaluate.robust_journal import Journal
 from ebmhybrid.external import read_state_dict
-from ebmhybrid.models import import_released
+from ebmhybrid.models import build_model, import_released
+from ebmhybrid.models.fit import check_fits
 from ebmhybrid.recipe import load_recipe, parse_recipe
 from ebmhybrid.tensor_files import load_tensors
 from ebmhybrid.training.checkpoint import load_model, load_state
@@ -148,7 +149,7 @@ def test_torch_files_that_announce_too_much(tmp_path, one_gib, name, kind) -> No
     (tmp_path / name).write_bytes(hostile.huge_torch_files()[kind])
     message = refused(OF_TENSORS[name], tmp_path / name)
     no_memory_was_asked(message)
-    assert name == "state.pt" or re.search("announced|not dense|by its size", message)
+    assert name == "state.pt" or re.search("announced|not dense|by its size|values are set in a", message)
 
 
 @pytest.mark.parametrize("name", OF_SAFETENSORS)
@@ -304,6 +305,26 @@ def test_weights_that_name_a_huge_network(tmp_path, one_gib) -> None:
     tensors = {"f.conv1.weight": torch.zeros(16, 3, 3, 3), "class_output.weight": torch.zeros(1, 2**16)}
     torch.save(tensors | {"f.layer1.0.x": torch.zeros(1)}, tmp_path / "r.pt")
     assert "weights do not fit a WideResNet" in refused(import_released, tmp_path / "r.pt")
+
+
+def test_an_architecture_is_compared_before_it_is_built(one_gib) -> None:
+    options = {"name": "wide_resnet", "num_classes": 3, "in_channels": 1}
+    network = build_model(**options, depth=10, width=1)
+    check_fits(options | {"depth": 10, "width": 1}, network.state_dict())
+    for change, message in (
+        (
+            {"depth": 10, "width": 1024},
+            r"stages\.0\.0\.conv1\.weight is \(16384, 16, 3, 3\) in the network and \(16, 16",
+        ),
+        ({"depth": 6 * 10**12 + 4, "width": 1}, "depth is 6000000000004, and the file has"),
+        ({"depth": 16, "width": 1}, "in the network and absent in the file"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_fits(options | change, network.state_dict())
+    with pytest.raises(ValueError, match="x is absent in the network"):
+        check_fits(options | {"depth": 10, "width": 1}, {**network.state_dict(), "x": torch.ones(1)})
+    with pytest.raises(ValueError, match="layers"):
+        check_fits({"name": "torchvision/resnet18", "num_classes": 3, "layers": [2, 2, 10**9, 2]}, {})
 
 
 # --- the command line -------------------------------------------------------------------------------------------

@@ -5,11 +5,13 @@ What runs in a worker uses PIL and numpy alone: no threads, no accelerator, no r
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import IO, Any, NamedTuple, Protocol
 
@@ -121,8 +123,7 @@ class Decoder:
 def decoded(decoder: Decoder, chunks: list[Positions], workers: int, name: str) -> Iterator[Decoded]:
     """The chunks in their order, decoded ahead by worker processes; a single chunk is decoded in this process.
 
-    The processes live as long as this pass. They are deaf to SIGINT and SIGTERM, which a terminal or a scheduler sends
-    to all processes at once: this one decides when they end.
+    The processes live as long as this pass.
 
     Raises:
         DataError: a picture that cannot be read, or not be decoded where that is an error; a process that died.
@@ -142,16 +143,18 @@ def decoded(decoder: Decoder, chunks: list[Positions], workers: int, name: str) 
             sampler=chunks,
             num_workers=min(workers, len(chunks)) if several else 0,
             collate_fn=_as_it_is,  # type: ignore[arg-type]
-            worker_init_fn=_deafen,
+            worker_init_fn=_heed_parent,
             generator=torch.Generator(),  # else it draws from the global one
             multiprocessing_context="fork" if several and sys.platform == "linux" else None,
         )
-        iterator = iter(loader)
+        with _signals_held_back():
+            iterator: Any = iter(loader)
     try:
         while (found := _next(iterator, name)) is not None:
             yield found
     finally:
-        del iterator  # ends the processes; the traceback of an error would keep it, and them
+        if several:
+            iterator._shutdown_workers()  # as its __del__ does, which the traceback of an error would put off
 
 
 def _next(iterator: Iterator[Decoded | DataError], name: str) -> Decoded | None:
@@ -170,6 +173,26 @@ def _as_it_is(found: Decoded | DataError) -> Decoded | DataError:
     return found
 
 
-def _deafen(worker: int) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Processes started inside never see SIGINT or SIGTERM, but for what :func:`_heed_parent` does.
+
+    A terminal or a scheduler sends them to all processes at once. This one may have to finish a step and save, and
+    decides itself when its workers end.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _heed_parent(worker: int) -> None:
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        threading.Thread(target=_await_parents_signal, daemon=True).start()
+
+
+def _await_parents_signal() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

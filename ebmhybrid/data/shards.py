@@ -158,11 +158,11 @@ def scan(shard: Path) -> Iterator[tuple[bytes, int, int, int]]:
                     sample[kind] = (member, _label(shard, member, tar))
                 elif kind == "picture":
                     sample[kind] = (member, _checked(shard, member))
-            yield from _whole(shard, sample)
             assert tar.fileobj is not None
             tar.fileobj.seek(tar.offset)
             if tar.fileobj.read(tarfile.BLOCKSIZE) != END_OF_ARCHIVE:
                 raise tarfile.ReadError("its end is missing")
+            yield from _whole(shard, sample)
     except DataError:
         raise
     except Exception as error:  # a damaged or hostile file raises whatever its parser happens to stumble on

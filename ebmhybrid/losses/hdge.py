@@ -46,10 +46,10 @@ class HDGELoss(nn.Module):
         released, bank*    yes          yes              no: the bank keeps per-class sums
         =================  ===========  ===============  ====================================
 
-    Half-precision logits are computed in float32 (no operation here is one that autocast lowers). In one process it
-    never waits for the device, and traces under `torch.compile(fullgraph=True)`. In training mode a call pushes the batch
-    into the bank after the loss; in `eval()` mode, of the loss or of its `bank` alone, the bank stays as it is. The
-    bank is part of the state dict. A bank alone starts with K random directions, as released; with `bank+batch` it
+    Half-precision logits are computed in float32 (no operation here is one that autocast lowers). Without `gather` it
+    never waits for the device, and traces under `torch.compile(fullgraph=True)`. In training mode each call pushes the
+    batch into the bank after the loss; in `eval()` mode, of the loss or of its `bank` alone, the bank stays as it is.
+    The bank is part of the state dict. A bank alone starts with K random directions, as released; with `bank+batch` it
     starts empty.
 
     With `gather` the batch is that of all processes of torch.distributed: they push it into the bank together, and

@@ -176,7 +176,9 @@ def joined(device: str) -> Iterator[World]:
         yield World()
         return
     world = World(_number("RANK"), size, _number("LOCAL_RANK", 0))
-    on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    if device.startswith("cuda:"):
+        raise UsageError(f"device {device!r} is one for {size} processes; take cuda, and each takes its own")
+    on_gpu = device in ("auto", "cuda") and torch.cuda.is_available()
     try:
         # gloo beside nccl, for what is no tensor on a GPU
         dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=timedelta(seconds=_timeout()))

@@ -6,14 +6,14 @@ import math
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from ebmhybrid.data import ImageSet, Splits, batch_indices
 from ebmhybrid.data.tokens import TokenSet
-from ebmhybrid.errors import EbmhybridError, TrainingError, UsageError
+from ebmhybrid.errors import EbmhybridError, ElsewhereError, TrainingError, UsageError
 from ebmhybrid.kernels.support import check_backend
 from ebmhybrid.schema import Recipe
 from ebmhybrid.training import checkpoint
@@ -29,6 +29,8 @@ from ebmhybrid.training.replica import replicate
 from ebmhybrid.training.resume import find_start, restore
 from ebmhybrid.training.setup import Parts, epoch_generator
 from ebmhybrid.training.step import task_of, train_step
+
+PATIENCE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -107,8 +109,6 @@ def pick_device(name: str, world: World = ALONE) -> torch.device:
 
     Of several processes on a machine each has an accelerator of its own.
     """
-    if world.size > 1 and name.startswith("cuda:"):
-        raise UsageError(f"device {name!r} is one for {world.size} processes; take cuda, and each takes its own")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and world.size > 1:
@@ -139,7 +139,7 @@ def _run(parts: Parts, folder: Path, show: bool, notes: list[str]) -> Run:
     for note in notes:
         log.say(note, always=True)
     try:
-        with Interrupt() as interrupt:
+        with Interrupt(patience=PATIENCE_S if world.size > 1 else 0.0) as interrupt:
             while not (stop := world.highest(interrupt.signal or 0)) and at.step < parts.total_steps:
                 try:
                     stop = _epoch(parts, forward, train_set, log, interrupt, folder)
@@ -185,7 +185,7 @@ def _epoch(parts: Parts, forward: Any, train_set: Any, log: RunLog | NoLog, inte
             check(loss, terms, parts, folder)
         if (last or saves or stop) and parts.sampler is not None:
             check_weights(parts, terms)
-        if pause or stop:
+        if pause:
             shown = parts.meter.read()
             log.record("train", at.step, at.epoch, {**shown, "lr": float(parts.scheduler.get_last_lr()[0])})
             log.advance(at.step, shown)
@@ -209,9 +209,15 @@ def check(loss: Tensor, terms: dict[str, Tensor], parts: Parts, folder: Path) ->
         return
     values = ", ".join(f"{name} = {value.item():g}" for name, value in terms.items())
     at = parts.progress
-    raise TrainingError(
-        f"the loss is not finite at step {at.step}, epoch {at.epoch + 1} ({values}); {_advice(parts, folder)}"
+    _stop(
+        parts,
+        f"the loss is not finite at step {at.step}, epoch {at.epoch + 1} ({values}); {_advice(parts, folder)}",
     )
+
+
+def _stop(parts: Parts, message: str) -> NoReturn:
+    """End at what every process has found alike; one of them says it."""
+    raise TrainingError(message) if parts.world.main else ElsewhereError("process 0 says why")
 
 
 def _advice(parts: Parts, folder: Path) -> str:
@@ -234,7 +240,7 @@ def end_epoch(parts: Parts, folder: Path, log: RunLog | NoLog) -> None:
     if not all(map(math.isfinite, rank)):
         if parts.sampler is not None:
             raise DivergedError("the validation loss is not finite")
-        raise TrainingError(f"the validation loss is not finite at step {at.step}: {_advice(parts, folder)}")
+        _stop(parts, f"the validation loss is not finite at step {at.step}: {_advice(parts, folder)}")
     log.record("validation", at.step, at.epoch, found)
     epochs = -(-parts.total_steps // parts.steps_per_epoch)
     log.say(

@@ -17,6 +17,7 @@ from ebmhybrid.losses.baselines import (
     outlier_exposure_loss,
     supcon_loss,
 )
+from ebmhybrid.losses.gathered import row_counts
 from ebmhybrid.losses.gcrl import gcrl_loss
 from ebmhybrid.losses.jem import jem_log_density, jem_loss
 from ebmhybrid.losses.mim import latent_loss
@@ -117,17 +118,29 @@ class CombinedLoss(nn.Module):
             found["z_loss"] = z_loss.weight, rows.z
         return found
 
+    def _held_off(self, logits: Tensor, reference: Tensor) -> Found:
+        """What keeps reference images away; on each of several processes its share of their mean over all."""
+        found, share = Found(), 1.0
+        if self.gather and self.training and (self.terms.energy_margin or self.terms.outlier_exposure):
+            counts = row_counts(logits.device, len(logits), len(reference))
+            images, references = (sum(column) for column in zip(*counts, strict=True))
+            share = images * len(reference) / (len(logits) * references)
+        if (margin := self.terms.energy_margin) is not None:
+            bounds = margin.inside, margin.outside
+            below = energy_margin_loss(logits, reference[:0], *bounds)
+            found["energy_margin"] = margin.weight, below + share * energy_margin_loss(logits[:0], reference, *bounds)
+        if self.terms.outlier_exposure is not None:
+            found["outlier_exposure"] = self.terms.outlier_exposure.weight, share * outlier_exposure_loss(reference)
+        return found
+
     def _rivals(self, logits: Tensor, targets: Tensor, reference: Tensor | None, views: Tensor | None) -> Found:
         """LogitNorm, what holds reference images off, and supervised contrast with the cross-entropy of its head."""
         terms, found = self.terms, Found()
         if terms.logit_norm is not None:
             loss = logit_norm_loss(logits, targets, terms.logit_norm.temperature)
             found["logit_norm"] = terms.logit_norm.weight, loss
-        if terms.energy_margin is not None and reference is not None:
-            loss = energy_margin_loss(logits, reference, terms.energy_margin.inside, terms.energy_margin.outside)
-            found["energy_margin"] = terms.energy_margin.weight, loss
-        if terms.outlier_exposure is not None and reference is not None:
-            found["outlier_exposure"] = terms.outlier_exposure.weight, outlier_exposure_loss(reference)
+        if reference is not None:
+            found |= self._held_off(logits, reference)
         if terms.supcon is not None and self.projection is not None:
             ce = row_terms(logits, targets).ce
             assert ce is not None

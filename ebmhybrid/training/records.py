@@ -63,6 +63,7 @@ def locked(folder: Path) -> Iterator[None]:
         return
     path = folder / ".lock"
     file, held = _lock(path)
+    _open_locks.add(file)
     with file:
         if held:
             remove_leftovers(folder)
@@ -70,8 +71,23 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
+            _open_locks.discard(file)
             with suppress(OSError):
                 path.unlink(missing_ok=True)
+
+
+_open_locks: set[TextIO] = set()
+
+
+def _close_locks() -> None:
+    """In a forked process, such as one that loads data: it may outlive a killed parent, whose lock it would keep."""
+    for file in _open_locks:
+        file.close()
+    _open_locks.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_locks)
 
 
 def _lock(path: Path) -> tuple[TextIO, bool]:

@@ -61,12 +61,16 @@ HEAD = 6000  # bytes of weights that are names and numbers; what follows is valu
 @pytest.mark.parametrize("part", ["head", "all"])
 @fuzz(20, 150, changes=edits)
 def test_weights(tmp_path, model, weights, part, changes) -> None:
+    (tmp_path / "w.safetensors").write_bytes(weights)
+    right = load_model(tmp_path / "w.safetensors").metadata
     at = HEAD if part == "head" else len(weights)
     (tmp_path / "w.safetensors").write_bytes(damaged(weights[:at], changes) + weights[at:])
     found = attempt(lambda: load_model(tmp_path / "w.safetensors"), CheckpointError)
     if found is not None:
         for name, value in model.state_dict().items():
             assert torch.equal(found.state_dict()[name], value), name
+        assert found.metadata == right
+        assert found.normalize.mean == 0.5
 
 
 STATE = {
