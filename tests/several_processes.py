@@ -161,6 +161,7 @@ def steps(parts: Parts) -> dict[str, Any]:
         for (images, labels), total in zip(train.fetch(chunks), parts.batch_sizes, strict=True):
             loss, terms, correct = train_step(parts, parts.model, images, labels, total)
             at.step += 1
+            assert not terms.pop("asked", False)
             found["losses"].append({"loss": loss, **terms})
             found["correct"].append(correct)
             weights = [*parts.model.parameters(), *parts.objective.parameters()]

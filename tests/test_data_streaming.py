@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import multiprocessing
+import multiprocessing.util
 import os
 import pickle
 import random
+import select
 import shutil
 import signal
 import subprocess
-import sys
 import time
 import tracemalloc
 from pathlib import Path
@@ -333,16 +334,28 @@ def test_a_pass_that_is_broken_off_leaves_no_process(folder):
     assert not multiprocessing.active_children()
 
 
-def test_a_program_that_fails_in_the_middle_of_a_pass_ends(folder):
-    """The traceback keeps the pass; when the interpreter ends, the workers must heed its SIGTERM."""
-    code = (
-        "import torch\nfrom ebmhybrid.data import load_set\n"
-        f"lazy = load_set({f'folder:{folder}'!r}, stream=True)\n"
-        "for batch in lazy.fetch(torch.arange(69).split(10)):\n    1 / 0\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1
-    assert done.stderr.rstrip().endswith("ZeroDivisionError: division by zero")
+@pytest.mark.parametrize("end", ["1 / 0", "os.kill(os.getpid(), 9)"])
+def test_a_program_that_ends_in_the_middle_of_a_pass_takes_the_workers_along(folder, end):
+    """A traceback keeps the pass, whose workers must heed the interpreter's SIGTERM; SIGKILL leaves them to themselves.
+
+    The program is a fork of this one, and a pipe that only it and its workers hold tells that all have ended.
+    """
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(reader)
+        try:
+            for _ in streamed(folder, workers=2).fetch(orders(69)):
+                exec(end)
+        finally:
+            multiprocessing.util._exit_function()  # what the interpreter calls when it ends
+            os._exit(1)
+    os.close(writer)
+    ended, _, _ = select.select([reader], [], [], 20)
+    assert ended
+    assert os.read(reader, 1) == b""
+    os.close(reader)
+    assert os.waitpid(child, 0)[1] == (9 if "kill" in end else 1 << 8)
 
 
 def test_one_batch_needs_no_process(folder, monkeypatch):

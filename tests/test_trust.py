@@ -23,6 +23,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from data_files import idx_bytes, make_cifar10, make_cifar10c, make_mnist_like, make_svhn, pixels
+from PIL import Image
 from torch import nn
 
 from ebmhybrid import array_files
@@ -192,6 +193,8 @@ def test_other_data_that_announces_too_much(tmp_path, one_gib) -> None:
     write("CIFAR-10-C/fog.npy", hostile.npy(pixels(0, 50, 32, 32, 3), shape=(2**40, 32, 32, 3)))
     with pytest.raises(DataError, match=r"fog\.npy: cannot be read as \.npy"):
         load_set("cifar10c/fog", data_dir=tmp_path)
+    Image.new("RGB", (4, 4)).save(tmp_path / "tga.png", "tga")
+    assert "cannot identify image file" in refused(lambda path: decode_images([path], 8), tmp_path / "tga.png")
     for side in (10_000, 60_000):  # Pillow warns of the first and refuses the second
         path = write("p.png", hostile.huge_picture(side))
         assert "decompression bomb" in refused(lambda path: decode_images([path], 8), path)

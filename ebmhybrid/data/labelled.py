@@ -43,6 +43,11 @@ class Labelled:
         """How many of its pictures were found that cannot be decoded; none in memory, where a note tells."""
         return 0
 
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """Notes on what was found while it was read; none in memory."""
+        return ()
+
     def noted(self: Set, *notes: str) -> Set:
         """The same set with more notes."""
         return self._with(notes=(*self.notes, *notes))

@@ -23,6 +23,7 @@ from ebmhybrid.data.formats import PictureError, decode_picture
 from ebmhybrid.errors import DataError
 
 Positions = NDArray[np.int64]
+ORPHANED = 0.5  # seconds after which a worker sees that its parent was killed
 NEIGHBOURS = 1000  # pictures tried, after a whole chunk of which none can be decoded
 
 
@@ -188,11 +189,14 @@ def _signals_held_back() -> Iterator[None]:
 
 
 def _heed_parent(worker: int) -> None:
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS
-        threading.Thread(target=_await_parents_signal, daemon=True).start()
+    if hasattr(signal, "sigtimedwait"):  # not on macOS
+        threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
 
 
-def _await_parents_signal() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
+def _watch_parent(parent: int) -> None:
+    """End when the parent says so, and when it is gone: what it had locked or opened would stay so."""
+    while os.getppid() == parent:
+        sent = signal.sigtimedwait({signal.SIGTERM}, ORPHANED)
+        if sent is not None and sent.si_pid == parent:
+            break
     os._exit(0)

@@ -33,7 +33,7 @@ class Board:
         self.path = folder / name
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self.file = self.path.open("xb", buffering=0)
+            self.file = self.path.open("ab", buffering=0)
         except OSError as error:
             raise unwritable(self.path, error) from error
         events = [Event(wall_time=time.time(), file_version="brain.Event:2")]

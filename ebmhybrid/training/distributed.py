@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -53,12 +53,20 @@ class World:
             dist.all_reduce(values)
         return values
 
-    def sum_of_each(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """`sum` of scalars by name, the same names on every process, in one message."""
+    def sum_of_each(self, values: dict[str, Tensor], averaged: Sequence[Tensor] = ()) -> dict[str, Tensor]:
+        """`sum` of scalars by name, the same names on every process, in one message.
+
+        Arguments:
+            averaged: tensors that become their means over processes in place, by the same message.
+        """
         if self.size == 1:
             return values
-        row = self.sum(torch.stack([value.double() for value in values.values()]))
-        return {name: value.to(values[name].dtype) for name, value in zip(values, row.unbind(), strict=True)}
+        scalars = torch.stack([value.double() for value in values.values()])
+        row = self.sum(torch.cat([scalars, *(tensor.double().flatten() for tensor in averaged)]))
+        sums, *means = row.split([len(scalars), *(tensor.numel() for tensor in averaged)])
+        for tensor, mean in zip(averaged, means, strict=True):
+            tensor.copy_(mean.view_as(tensor) / self.size)
+        return {name: value.to(values[name].dtype) for name, value in zip(values, sums.unbind(), strict=True)}
 
     def highest(self, number: int) -> int:
         """The largest of the processes' numbers."""
@@ -134,27 +142,22 @@ class World:
         dist.gather(value.contiguous(), found, dst=0)
         return found or []
 
-    def average_statistics(self, model: nn.Module) -> None:
-        """The running means and variances of batch normalisation become the means over processes.
-
-        Each has seen its own share of the batch; without this every process would have another model in evaluation.
-        """
-        if self.size == 1:
-            return
-        running = [
-            buffer
-            for module in model.modules()
-            if isinstance(module, _BatchNorm) and module.running_mean is not None
-            for buffer in (module.running_mean, module.running_var)
-            if buffer is not None
-        ]
-        if running:
-            flat = self.sum(torch.cat([buffer.flatten() for buffer in running])) / self.size
-            for buffer, mean in zip(running, flat.split([b.numel() for b in running]), strict=True):
-                buffer.copy_(mean.view_as(buffer))
-
 
 ALONE = World()
+
+
+def running_statistics(model: nn.Module) -> list[Tensor]:
+    """The running means and variances of batch normalisation.
+
+    Each process moves its own by its share of a batch. Averaged over processes they are those of one model, and the
+    better estimates.
+    """
+    found = [
+        (module.running_mean, module.running_var)
+        for module in model.modules()
+        if isinstance(module, _BatchNorm) and module.running_mean is not None and module.running_var is not None
+    ]
+    return [buffer for pair in found for buffer in pair]
 
 
 @contextmanager

@@ -140,10 +140,15 @@ def _run(parts: Parts, folder: Path, show: bool, notes: list[str]) -> Run:
         log.say(note, always=True)
     try:
         with Interrupt(patience=PATIENCE_S if world.size > 1 else 0.0) as interrupt:
-            while not (stop := world.highest(interrupt.signal or 0)) and at.step < parts.total_steps:
+            parts.asked = lambda: interrupt.signal is not None
+            stop = 0
+            while at.step < parts.total_steps and not (stop := world.highest(interrupt.signal or 0)):
                 try:
-                    stop = _epoch(parts, forward, train_set, log, interrupt, folder)
-                    if stop and at.step_in_epoch < parts.steps_per_epoch and at.step < parts.total_steps:
+                    if (
+                        _epoch(parts, forward, train_set, log, folder)
+                        and at.step_in_epoch < parts.steps_per_epoch
+                        and at.step < parts.total_steps
+                    ):
                         save(parts, folder)
                     else:
                         end_epoch(parts, folder, log)
@@ -160,8 +165,8 @@ def _run(parts: Parts, folder: Path, show: bool, notes: list[str]) -> Run:
     return Run(folder, best_figures(parts), stop or None, at.rollbacks)
 
 
-def _epoch(parts: Parts, forward: Any, train_set: Any, log: RunLog | NoLog, interrupt: Interrupt, folder: Path) -> int:
-    """The steps of an epoch, or what is left of it: after a resume, up to a signal, which it returns, or the last."""
+def _epoch(parts: Parts, forward: Any, train_set: Any, log: RunLog | NoLog, folder: Path) -> bool:
+    """The steps of an epoch, or what is left of it after a resume; whether a signal ended it before its last step."""
     settings, at, world = parts.recipe.training, parts.progress, parts.world
     parts.model.train(not parts.head_only)  # a frozen encoder keeps its statistics too
     parts.objective.train()
@@ -170,18 +175,18 @@ def _epoch(parts: Parts, forward: Any, train_set: Any, log: RunLog | NoLog, inte
     order = epoch_generator(parts.recipe.seed, at.epoch)
     share = {"start": at.step_in_epoch, "rank": world.rank, "processes": world.size}
     chunks = batch_indices(len(train_set), settings.batch_size, generator=order, **share)
-    stop = 0
     for (images, labels), total in zip(train_set.fetch(chunks), parts.batch_sizes[at.step_in_epoch :], strict=True):
         loss, terms, correct = train_step(parts, forward, images, labels, total)
         at.step += 1
         at.step_in_epoch += 1
+        asked, stop = terms.pop("asked", None), False
         parts.meter.add(loss, terms, correct, total)
         last = at.step_in_epoch == parts.steps_per_epoch or at.step == parts.total_steps
         pause = last or at.step % settings.log_every == 0
         saves = settings.save_every is not None and at.step % settings.save_every == 0 and not last
         # Reading the loss waits for the device: each step on a CPU, where it is free, else at each pause.
         if pause or saves or parts.device.type == "cpu":
-            stop = world.highest(interrupt.signal or 0)
+            stop = parts.asked() if asked is None else bool(asked)
             check(loss, terms, parts, folder)
         if (last or saves or stop) and parts.sampler is not None:
             check_weights(parts, terms)

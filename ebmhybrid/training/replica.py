@@ -37,11 +37,17 @@ def replicate(parts: Parts, task: Any, forward: Any) -> nn.Module | None:
     if parts.world.size == 1:
         return None
     terms = parts.recipe.objective
-    some_rest = terms.supcon is not None or terms.gcrl is not None
+    some_rest = terms.supcon is not None  # its encoder, in the end
+    if terms.gcrl is not None:
+        some_rest |= not (terms.gcrl.weight and terms.gcrl.generative_weight and getattr(parts.model, "empty", 0))
     some_rest |= terms.latent is not None and terms.latent.generative == "none"  # its decoder
     known = inspect.signature(DistributedDataParallel).parameters
     no_broadcast = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # its former name
-    options = {no_broadcast: False, "find_unused_parameters": some_rest}
+    options: dict[str, Any] = {
+        no_broadcast: False,
+        "find_unused_parameters": some_rest,
+        "gradient_as_bucket_view": True,
+    }
     return DistributedDataParallel(Replica(parts, task, forward), **options)
 
 

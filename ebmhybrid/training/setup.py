@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,6 +74,7 @@ class Parts:
     outliers: ImageSet | None = None
     world: World = ALONE
     replica: nn.Module | None = None
+    asked: Callable[[], bool] = bool  # whether a signal has asked this process to stop; without one False
     progress: Progress = field(default_factory=Progress)
     meter: Meter = field(default_factory=Meter)
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ebmhybrid.data.order import LEAST
 from ebmhybrid.training import classify, encode
+from ebmhybrid.training.distributed import running_statistics
 from ebmhybrid.training.objective import CombinedLoss
 from ebmhybrid.training.replica import gradients_wait, step_losses
 from ebmhybrid.training.sam import perturbed
@@ -48,7 +49,8 @@ def train_step(parts: Parts, forward: Any, images: Tensor, labels: Tensor, total
         total: images of the batch on all processes; by default as many on each.
 
     Returns:
-        The loss, its parts, and how many images were classified right, where any were: of the whole batch.
+        The loss, its parts, and how many images were classified right, where any were: of the whole batch. Of several
+        processes the parts say too how many are `asked` to stop.
     """
     task, world = task_of(parts), parts.world
     total = total or len(labels) * world.size
@@ -60,7 +62,10 @@ def train_step(parts: Parts, forward: Any, images: Tensor, labels: Tensor, total
         with gradients_wait(parts, number + 1 < pieces):
             found = _backward(parts, task, forward, some, their, len(their) / total)
         sums = {name: sums.get(name, 0) + value for name, value in found.items()}
-    terms = world.sum_of_each(sums)
+    if world.size > 1:
+        sums["asked"] = sums["loss"].new_tensor(parts.asked())
+        sums = world.sum_of_each(sums, running_statistics(parts.model))
+    terms = sums
     loss, correct = terms.pop("loss"), terms.pop("correct", None)
     _update(parts, terms)
     return loss, terms, correct
@@ -121,6 +126,5 @@ def _update(parts: Parts, terms: dict[str, Tensor]) -> None:
     parts.scaler.step(parts.optimizer)
     parts.scaler.update()
     parts.scheduler.step()
-    parts.world.average_statistics(parts.model)
     if parts.average is not None:
         parts.average.update_parameters(parts.model)
