@@ -6,13 +6,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 # One thread for what is small: more are hardly faster there, and on a busy machine their kernels wait for each other.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: demo test lint bench wheel clean help
+.PHONY: demo test lint fuzz bench wheel clean help
 
 help:
 	@echo 'make demo   set up, train HDGE on handwritten digits, evaluate it, write a report (minutes on a CPU)'
 	@echo 'make test   set up, run the tests with coverage'
 	@echo 'make lint   ruff and mypy'
-	@echo 'make bench  time loss, kernels, training, sampling, evaluation and start-up against rivals (some seventeen minutes)'
+	@echo 'make fuzz   thousands of random inputs, fifty kills, four processes (some half an hour)'
+	@echo 'make bench  time loss, kernels, training, sampling, evaluation and start-up against rivals, two processes against one (some twenty minutes)'
 	@echo 'make wheel  build the wheel into dist/'
 
 $(VENV)/bin/python:
@@ -44,6 +45,11 @@ lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# What is marked fuzz is left out of `make test`.
+fuzz: $(VENV)/.test
+	EBMHYBRID_FUZZ=nightly $(ONE_THREAD) $(BIN)/python -m pytest -m fuzz tests
+	EBMHYBRID_FUZZ=nightly $(ONE_THREAD) $(BIN)/python -m pytest tests/fuzz
 
 bench: $(VENV)/.base
 	$(BIN)/python -m benchmarks

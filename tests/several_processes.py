@@ -68,6 +68,7 @@ CASES: dict[str, list[str]] = {
     "ce linear_energy": [*CE, "training.linear_energy=true"],
     "logit_norm": [*NO_HDGE, "objective.logit_norm.weight=1.0"],
     "supcon": [*NO_HDGE, "objective.supcon.head_epochs=2", "training.max_steps=null", "data.augment.pad=1"],
+    "supcon head": [*NO_HDGE, "objective.supcon.head_epochs=9", "training.max_steps=null", "data.augment.pad=1"],
     "energy_margin": [*CE, "objective.energy_margin.weight=0.1", *REFERENCE],
     "outlier_exposure": [*CE, "objective.outlier_exposure.weight=0.5", *REFERENCE],
     "jem": [*CE, *JEM, "objective.jem.l2=0.1"],

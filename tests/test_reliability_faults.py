@@ -18,7 +18,7 @@ CASES = {
     "no room for the recipe": (1, "after step 2", "config.yaml: cannot be written (File too large)"),
     "no room for the weights of a new run": (1, "before the first state", "last.state.pt: cannot be written (File"),
     "no room for the weights": (1, "after step 2", "last.safetensors: cannot be written (Error while serializing: I/O"),
-    "no room for the state of a new run": (1, "before the first state", "last.state.pt: cannot be written (File too"),
+    "no room for the state of a new run": (1, "after step 0", "last.state.pt: cannot be written (File too large)"),
     "no room for the state": (1, "after step 2", "last.state.pt: cannot be written (File too large)"),
     "no room for metrics.jsonl": (1, "after step 2", "metrics.jsonl: cannot be written (No space left on device)"),
     "no room for train.log": (1, "after step 2", "train.log: cannot be written (No space left on device)"),

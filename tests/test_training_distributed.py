@@ -47,6 +47,13 @@ def test_two_processes_with_half_the_batch_equal_one_with_all(name: str, of_two:
     check_equal(of_two, name, 2)
 
 
+@pytest.mark.fuzz
+def test_four_processes_with_a_quarter_of_the_batch_equal_one_with_all(tmp_path: Path) -> None:
+    folder = started(tmp_path, 4, list(processes.CASES))
+    for name in processes.CASES:
+        check_equal(folder, name, 4)
+
+
 def test_without_synchronised_batch_norm_processes_share_weights_and_running_statistics(of_two: Path) -> None:
     name = "hdge running means"
     first, second = (torch.load(of_two / f"{name}.{rank}.pt") for rank in range(2))

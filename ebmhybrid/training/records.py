@@ -63,31 +63,15 @@ def locked(folder: Path) -> Iterator[None]:
         return
     path = folder / ".lock"
     file, held = _lock(path)
-    _open_locks.add(file)
-    with file:
+    try:
         if held:
             remove_leftovers(folder)
             remove_leftovers(folder / "checkpoints")
-        try:
-            yield
-        finally:
-            _open_locks.discard(file)
-            with suppress(OSError):
-                path.unlink(missing_ok=True)
-
-
-_open_locks: set[TextIO] = set()
-
-
-def _close_locks() -> None:
-    """In a forked process, such as one that loads data: it may outlive a killed parent, whose lock it would keep."""
-    for file in _open_locks:
-        file.close()
-    _open_locks.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_close_locks)
+        yield
+    finally:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+        _let_go(file)
 
 
 def _lock(path: Path) -> tuple[TextIO, bool]:
@@ -97,6 +81,7 @@ def _lock(path: Path) -> tuple[TextIO, bool]:
             file = path.open("w")
         except OSError as error:
             raise CheckpointError(f"{path.parent}: cannot be written ({error.strerror})") from error
+        _open_locks.add(file)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is_there(path, file):  # else its former owner has removed it meanwhile, and the next one makes another
@@ -105,9 +90,23 @@ def _lock(path: Path) -> tuple[TextIO, bool]:
             pass
         except OSError:
             return file, False
-        file.close()
+        _let_go(file)
         time.sleep(LOCK_PAUSE)
     raise CheckpointError(f"{path.parent}: another process is training there")
+
+
+_open_locks: set[TextIO] = set()
+
+
+def _let_go(*files: TextIO) -> None:
+    for file in files:
+        file.close()
+        _open_locks.discard(file)
+
+
+# A forked process, such as one that loads data, may outlive its killed parent, and would keep the parent's lock.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: _let_go(*_open_locks))
 
 
 def _is_there(path: Path, file: TextIO) -> bool:
