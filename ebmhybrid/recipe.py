@@ -97,7 +97,9 @@ class _Loader(yaml.SafeLoader):
 
     def get_single_node(self) -> yaml.Node | None:
         node = super().get_single_node()
-        values, depth = (0, 0) if node is None else _size(node, {})
+        if node is None:  # an empty text
+            return None
+        values, depth = _size(node, {})
         if values > MOST_VALUES or depth > DEEPEST:
             problem = f"{MOST_VALUES} values in {DEEPEST} levels are the most, aliases counted as what they stand for"
             raise yaml.composer.ComposerError(None, None, problem, node.start_mark)

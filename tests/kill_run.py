@@ -27,9 +27,10 @@ import torch
 
 import ebmhybrid as eh
 from ebmhybrid.data import Splits
-from ebmhybrid.training import board, checkpoint, classify, log
+from ebmhybrid.training import board, checkpoint, classify, engine, log
 from ebmhybrid.training.build import build_parts, load_data
 from ebmhybrid.training.digest import tree_digest
+from ebmhybrid.training.guard import DivergedError
 
 OPERATIONS = {"open", "os.rename", "os.remove", "os.mkdir", "os.link", "os.truncate"}
 
@@ -112,6 +113,18 @@ def start(recipe: Any, folder: Path, fatal: int = 0, seconds: float | None = Non
     return answer is not None, answer or 0
 
 
+def diverge_once(step: int) -> None:
+    """Training by samples goes back from this step, the first time that it gets there."""
+    check_loss = engine.check
+
+    def check_then(loss: Any, terms: Any, parts: Any, folder: Path) -> None:
+        check_loss(loss, terms, parts, folder)
+        if parts.sampler is not None and (parts.progress.step, parts.progress.rollbacks) == (step, 0):
+            raise DivergedError("as the test wants")
+
+    engine.check = check_then
+
+
 def content_of(folder: Path) -> dict[str, Any]:
     """What must not depend on kills."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -182,6 +195,7 @@ def ordeal(root: Path, overrides: list[str], kills: int, seed: int, each: bool =
 
 def main() -> None:
     torch.set_num_threads(1)
+    diverge_once(5)
     answers = {}
     for name, asked in json.loads(sys.argv[2]).items():
         (root := Path(sys.argv[1], name)).mkdir()

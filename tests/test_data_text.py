@@ -201,6 +201,14 @@ def test_malformed_sets_are_refused_in_one_line(changes, message):
     assert "\n" not in str(error.value)
 
 
+def test_batches_are_fetched_by_their_rows():
+    rows = make_set(10)
+    chunks = [torch.tensor([9, 0]), torch.tensor([3, 3, 4])]
+    for index, (tokens, labels) in zip(chunks, rows.fetch(chunks), strict=True):
+        assert torch.equal(tokens, rows.tokens[index])
+        assert torch.equal(labels, rows.labels[index])
+
+
 def test_selected_rows_keep_their_labels_and_targets():
     rows = make_set(10)
     some = rows.select([7, 2], "some").noted("two of them")

@@ -4,6 +4,7 @@ say is text on a page. Each is refused by one line of our own, on the command li
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
@@ -255,7 +256,7 @@ def test_headers_in_an_archive_are_not_read_without_end(tmp_path, one_gib, kind)
     assert "a header asks for 8589934592 bytes" in message
 
 
-@pytest.mark.parametrize("outer", [gzip.compress, __import__("bz2").compress])
+@pytest.mark.parametrize("outer", [gzip.compress, bz2.compress])
 def test_an_archive_is_unpacked_once(tmp_path, outer) -> None:
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w") as tar:

@@ -34,7 +34,7 @@ class _NoArray:
 
 
 # How numpy's arrays ask to be rebuilt, taken from an array: the functions live in modules that were renamed.
-_REBUILD = np.empty(0).__reduce__()[0]
+_REBUILD: Any = np.empty(0).__reduce__()[0]
 _FROM_BUFFER = np.empty(0).__reduce_ex__(5)[0]
 
 
@@ -42,7 +42,8 @@ def _empty_array(kind: Any, shape: Any, code: Any) -> np.ndarray:
     """The start of an array's rebuilding: it is empty, and gets its shape together with its bytes."""
     if kind is not _NoArray or shape != (0,):
         raise pickle.UnpicklingError("an array is not rebuilt as numpy writes it")
-    return _REBUILD(np.ndarray, (0,), code)
+    empty: np.ndarray = _REBUILD(np.ndarray, (0,), code)
+    return empty
 
 
 _ALLOWED: dict[tuple[str, str], Any] = {

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from ebmhybrid.data import ImageSet, Splits, batch_indices
-from ebmhybrid.data.tokens import TokenSet
-from ebmhybrid.errors import EbmhybridError, ElsewhereError, TrainingError, UsageError
+from ebmhybrid.errors import EbmhybridError, UsageError
 from ebmhybrid.kernels.support import check_backend
 from ebmhybrid.schema import Recipe
-from ebmhybrid.training import checkpoint
 from ebmhybrid.training.build import build_parts, load_data, load_outliers
 from ebmhybrid.training.distributed import ALONE, World, joined
-from ebmhybrid.training.guard import DivergedError, check_weights, divergence, roll_back
+from ebmhybrid.training.guard import DivergedError, check_weights, roll_back
 from ebmhybrid.training.interrupt import Interrupt
 from ebmhybrid.training.log import NoLog, RunLog
 from ebmhybrid.training.meter import Meter
@@ -29,6 +25,7 @@ from ebmhybrid.training.replica import replicate
 from ebmhybrid.training.resume import find_start, restore
 from ebmhybrid.training.setup import Parts, epoch_generator
 from ebmhybrid.training.step import task_of, train_step
+from ebmhybrid.training.verdict import best_figures, check, end_epoch, units
 
 PATIENCE_S = 5.0
 
@@ -133,7 +130,7 @@ def _run(parts: Parts, folder: Path, show: bool, notes: list[str]) -> Run:
     log = RunLog(folder, parts.total_steps, at.epoch, at.step, show) if world.main else NoLog()
     processes = f"{world.size} processes, " if world.size > 1 else ""
     log.say(
-        f"{parts.recipe.name}: {len(train_set)} training {_units(parts)}, {parts.total_steps} steps, {processes}"
+        f"{parts.recipe.name}: {len(train_set)} training {units(parts)}, {parts.total_steps} steps, {processes}"
         f"{parts.device}, {str(parts.precision).removeprefix('torch.')}; {folder}"
     )
     for note in notes:
@@ -199,79 +196,3 @@ def _epoch(parts: Parts, forward: Any, train_set: Any, log: RunLog | NoLog, fold
         if saves:
             save(parts, folder)
     return stop
-
-
-def check(loss: Tensor, terms: dict[str, Tensor], parts: Parts, folder: Path) -> None:
-    """Stop at a loss that is no longer finite: the weights it would lead to are worth nothing.
-
-    Training by samples is watched more closely, and goes back instead.
-    """
-    if parts.sampler is not None:
-        if reason := divergence(loss, terms, parts.recipe.guard):
-            raise DivergedError(reason)
-        return
-    if torch.isfinite(loss):
-        return
-    values = ", ".join(f"{name} = {value.item():g}" for name, value in terms.items())
-    at = parts.progress
-    _stop(
-        parts,
-        f"the loss is not finite at step {at.step}, epoch {at.epoch + 1} ({values}); {_advice(parts, folder)}",
-    )
-
-
-def _stop(parts: Parts, message: str) -> NoReturn:
-    """End at what every process has found alike; one of them says it."""
-    raise TrainingError(message) if parts.world.main else ElsewhereError("process 0 says why")
-
-
-def _advice(parts: Parts, folder: Path) -> str:
-    kept = folder / "checkpoints" / "last.safetensors"
-    last = f"the last good weights are {kept}" if kept.is_file() else "no weights were saved yet"
-    return (
-        f"{last}. Try a smaller optimizer.lr than {parts.recipe.optimizer.lr:g}, training.grad_clip or "
-        "schedule.warmup_steps"
-    )
-
-
-def end_epoch(parts: Parts, folder: Path, log: RunLog | NoLog) -> None:
-    """Validate, say so, keep the weights, and keep them apart if they are the best so far by the task's figures."""
-    at = parts.progress
-    if parts.head_begins:
-        at.best = []  # a head on an unfinished encoder is no rival of one on the finished
-    task = task_of(parts)
-    trained, found = parts.meter.read(), task.figures(parts)
-    rank = [sign * found[name] for name, sign in task.RANKED.items()]
-    if not all(map(math.isfinite, rank)):
-        if parts.sampler is not None:
-            raise DivergedError("the validation loss is not finite")
-        _stop(parts, f"the validation loss is not finite at step {at.step}: {_advice(parts, folder)}")
-    log.record("validation", at.step, at.epoch, found)
-    epochs = -(-parts.total_steps // parts.steps_per_epoch)
-    log.say(
-        f"epoch {at.epoch + 1}/{epochs}  loss {trained['loss']:.4f}  "
-        + "".join(f"{name} {trained[name]:.4f}  " for name in parts.meter.terms)
-        + f"{task.said(trained, found)}  {trained['images_per_second']:.0f} {_units(parts)}/s  "
-        f"left {log.time_left(at.step)}"
-    )
-    if at.step_in_epoch == parts.steps_per_epoch:  # else max_steps cut it short, and a resumed run goes on within it
-        at.epoch, at.step_in_epoch = at.epoch + 1, 0
-    if not at.best or rank > at.best[:-1]:
-        at.best = [*rank, at.step]
-        with parts.world.together():
-            if parts.world.main:
-                checkpoint.save_weights(folder / "checkpoints" / "best.safetensors", parts.deployed, parts.metadata)
-    save(parts, folder)
-
-
-def _units(parts: Parts) -> str:
-    return "sequences" if isinstance(parts.splits.train, TokenSet) else "images"
-
-
-def best_figures(parts: Parts) -> dict[str, float]:
-    """The validation figures of the best weights, and their step."""
-    if not parts.progress.best:
-        return {}
-    *rank, step = parts.progress.best
-    ranked = zip(task_of(parts).RANKED.items(), rank, strict=True)
-    return {name: sign * value for (name, sign), value in ranked} | {"step": step}

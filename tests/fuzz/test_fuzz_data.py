@@ -186,3 +186,28 @@ def test_pickles(tmp_path, changes) -> None:
     (tmp_path / "p").write_bytes(damaged(PICKLE, changes))
     found = attempt(lambda: load_pickle(tmp_path / "p"))
     assert found is None or isinstance(found, dict)
+
+
+def shard() -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        for key, label in (("a", b"0"), ("b", b"1")):
+            for ending, content in (("png", PICTURES["png"]), ("cls", label)):
+                member = tarfile.TarInfo(f"{key}.{ending}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    return file.getvalue()[: 8 * 512 + 1024]  # without what fills the last record
+
+
+SHARD = shard()
+
+
+@fuzz(40, 200, changes=edits)
+def test_shards(tmp_path, changes) -> None:
+    pytest.importorskip("webdataset")
+    (tmp_path / "x.tar").write_bytes(damaged(SHARD, changes))
+    shutil.rmtree(tmp_path / "data", ignore_errors=True)
+    (tmp_path / "data").mkdir()
+    found = attempt(lambda: load_set("shards:x.tar", data_dir=tmp_path / "data", shape=(3, 8, 8)))
+    if found is not None:
+        assert is_whole(found, (3, 8, 8))
