@@ -12,7 +12,7 @@ from ebmhybrid._version import __version__
 from ebmhybrid.cli_eval import evaluate
 from ebmhybrid.cli_probe import probe
 from ebmhybrid.cli_sample import sample
-from ebmhybrid.terminal import Examples, OneLineErrors, data_options, guarded
+from ebmhybrid.terminal import Examples, OneLineErrors, data_options, guarded, strict_option
 
 
 @click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -47,7 +47,7 @@ def main() -> None:
     help="Go on with this run from its last saved step; auto: with the run in --out, or the newest unfinished one of "
     "the recipe, if there is one.",
 )
-@click.option("--strict", is_flag=True, help="Fail at a picture that cannot be decoded, rather than skip and count it.")
+@strict_option
 @click.option("--print-config", is_flag=True, help="Print the recipe with every default, and stop.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 @data_options

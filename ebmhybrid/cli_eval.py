@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from ebmhybrid.terminal import Examples, Number, Numbers, bar, data_options, guarded, options
+from ebmhybrid.terminal import Examples, Number, Numbers, bar, data_options, guarded, options, strict_option
 
 if TYPE_CHECKING:
     from ebmhybrid.evaluate.suite import SuiteResult
@@ -115,6 +115,7 @@ OF_LOGITS = ("logits", "scores", "calibration", "out", "as_json")
 @model_options
 @measure_options
 @output_options
+@strict_option
 @data_options
 @click.pass_context
 def evaluate(ctx: click.Context, run: str | None, out: str | None, as_json: bool, **given: Any) -> None:

@@ -21,16 +21,18 @@ CIFAR10C_KINDS = (
 
 @dataclass(frozen=True)
 class Source:
-    """Where sets come from and how a model wants them: (C, H, W), images a batch."""
+    """Where sets come from and how a model wants them: (C, H, W), images a batch; `strict` as in `load_set`."""
 
     data_dir: str | Path
     download: bool
     shape: tuple[int, int, int]
     batch_size: int = 256
+    strict: bool = False
 
     def load(self, name: str) -> ImageSet:
         """The set of that name in the model's shape."""
-        return self.prepared(load_set(name, data_dir=self.data_dir, download=self.download, shape=self.shape))
+        where = {"data_dir": self.data_dir, "download": self.download, "strict": self.strict}
+        return self.prepared(load_set(name, shape=self.shape, **where))  # type: ignore[arg-type]
 
     def prepared(self, images: ImageSet) -> ImageSet:
         """The set in batches of this size."""

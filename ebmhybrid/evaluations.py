@@ -21,11 +21,11 @@ from ebmhybrid.evaluate.from_logits import read_logits
 from ebmhybrid.external import load_external
 from ebmhybrid.measures import choose, measure
 from ebmhybrid.runs import home_of
+from ebmhybrid.training.build import OF_NO_SIZE
 from ebmhybrid.training.checkpoint import weights_digest
 from ebmhybrid.training.engine import pick_device
 
 PICTURE_SIZE = 224  # what torchvision's and most of timm's models were made for
-_WITHOUT_SIZE = ("folder:", "celeba", "textures")
 
 
 def evaluate_external(
@@ -42,6 +42,7 @@ def evaluate_external(
     std: float | Sequence[float] | None = None,
     data_dir: str | Path = "data",
     download: bool = True,
+    strict: bool = False,
     device: str = "auto",
     cache: bool = True,
     progress: suite.Progress | None = None,
@@ -56,6 +57,7 @@ def evaluate_external(
         train_data: name of the images it was trained on, for the detectors that are fitted on them: of a published
             set its training split without a stratified tenth, else everything.
         image_size: side of the images given to the model. None is the data's own, 224 for pictures of all sizes.
+        data_dir, download, strict: as in :func:`ebmhybrid.data.load_set`.
         cache: whether predictions are kept beside the weights, and interrupted attacks go on from there.
         measured: what to measure, the fields of :class:`ebmhybrid.measures.Measures`.
 
@@ -67,12 +69,12 @@ def evaluate_external(
     check_scores(measures.scores, ["features", "head", "images", *(part for part, name in named.items() if name)])
     where = pick_device(device)
     network = load_external(model, weights, num_classes, channels=channels, mean=mean, std=std)
-    test = _test_set(data, channels, image_size, data_dir, download)
+    test = _test_set(data, channels, image_size, data_dir, download, strict)
     classes = network.num_classes
     assert isinstance(classes, int)
     _check_classes(test, model, classes)
     _try_on(network, test, model)
-    source = Source(data_dir, download, test.shape)
+    source = Source(data_dir, download, test.shape, strict=strict)
     held_out = source.load(validation) if validation else None
     seen = _train_set(train_data, source) if train_data else None
     for other in filter(None, (held_out, seen)):
@@ -135,11 +137,13 @@ def evaluate_logits(
 _NO_TEMPERATURE = "no temperature was fitted, which takes held-out images: {}"
 
 
-def _test_set(data: str, channels: int, size: int | None, data_dir: str | Path, download: bool) -> ImageSet:
+def _test_set(
+    data: str, channels: int, size: int | None, data_dir: str | Path, download: bool, strict: bool
+) -> ImageSet:
     """The set in the channels asked for and the size asked for, else its own."""
-    size = size or (PICTURE_SIZE if data.startswith(_WITHOUT_SIZE) else None)
+    size = size or (PICTURE_SIZE if data.startswith(OF_NO_SIZE) else None)
     shape = (channels, size, size) if size else None
-    images = load_set(data, data_dir=data_dir, download=download, shape=shape)
+    images = load_set(data, data_dir=data_dir, download=download, shape=shape, strict=strict)
     _, height, width = images.shape
     if height != width:
         raise UsageError(f"{data}: its images are {height}x{width}, not square: add --image-size N")

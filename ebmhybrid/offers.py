@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from ebmhybrid.data.sets import ImageSet, as_input
+from ebmhybrid.data.sets import ImageSet
 from ebmhybrid.data.tokens import TokenSet
 from ebmhybrid.embedding import informative_embedding
 from ebmhybrid.evaluate.features import captured, given_by
@@ -133,7 +133,8 @@ def offered(opened: OpenedRun, seed: int, train: ImageSet | TokenSet | None = No
     )
     if train is None or terms.latent is None or terms.latent.generative != "mim":
         return offer
-    images = as_input(train.take(FITTED).images)
+    some = train.take(FITTED)
+    images = next(some.fetch([torch.arange(len(some))]))[0]
     note = f"samples are decoded from a normal distribution fitted to the codes of {len(images)} training images"
     return replace(offer, samples=partial(_from_codes, model, images, generator), notes=(*offer.notes, note))
 

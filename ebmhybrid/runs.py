@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,6 +54,7 @@ def evaluate_run(
     *,
     data_dir: str | Path = "data",
     download: bool = True,
+    strict: bool = False,
     device: str = "auto",
     cache: bool = True,
     progress: suite.Progress | None = None,
@@ -63,6 +64,7 @@ def evaluate_run(
 
     Arguments:
         run: a run directory or a .safetensors file.
+        data_dir, download, strict: as in :func:`ebmhybrid.data.load_set`.
         cache: whether predictions are kept in RUN/cache, and interrupted attacks go on from there.
         measured: what to measure, the fields of :class:`ebmhybrid.measures.Measures`. What is left out or None is what
             the run's recipe says under `evaluation`, the seed the recipe's.
@@ -75,8 +77,8 @@ def evaluate_run(
     # before any data set is fetched
     measures = choose({"seed": recipe.seed} | measured, recipe.evaluation)
     settings = opened.settings(num=measures.samples or None, seed=measures.seed)
-    splits = splits_of(recipe, opened.weights, data_dir, download)
-    source = opened.source(data_dir, download)
+    splits = splits_of(recipe, opened.weights, data_dir, download, strict)
+    source = replace(opened.source(data_dir, download), strict=strict)
 
     def samples() -> SampleResult:
         return _sampled(opened, home_of(run), splits, settings, source, progress, limit=measures.limit)
@@ -241,9 +243,9 @@ def save_fresh(save: Callable[[Path], Path], root: Path) -> Path:
         raise
 
 
-def splits_of(recipe: Recipe, weights: Path, data_dir: str | Path, download: bool) -> Splits:
+def splits_of(recipe: Recipe, weights: Path, data_dir: str | Path, download: bool, strict: bool = False) -> Splits:
     """The run's splits; where the run recorded their hashes, another test set under the same name is an error."""
-    splits = load_data(recipe, str(data_dir), download)
+    splits = load_data(recipe, str(data_dir), download, strict)
     record = weights.parent.parent / "env.json"
     if record.is_file():
         recorded = _recorded(record)
@@ -260,5 +262,5 @@ def _recorded(record: Path) -> dict[str, str]:
     try:
         data = json.loads(record.read_text(encoding="utf-8"))["data"]
         return {part: str(data[part]["sha256"]) for part in ("validation", "test")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{record}: cannot be read as a run's record ({type(error).__name__})") from error

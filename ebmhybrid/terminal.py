@@ -37,12 +37,17 @@ class OneLineErrors(click.Group):
             hint = ""
             if isinstance(error, click.UsageError) and error.ctx is not None:
                 hint = f" (see {error.ctx.command_path} --help)"
-            click.echo(f"Error{_of_process()}: {' '.join(error.format_message().split())}{hint}", err=True)
+            click.echo(f"Error{_of_process()}: {_one_line(error.format_message())}{hint}", err=True)
             sys.exit(error.exit_code)
         except click.Abort:
             click.echo("Error: interrupted", err=True)
             sys.exit(130)
         sys.exit(status if isinstance(status, int) else 0)
+
+
+def _one_line(message: str) -> str:
+    """Without line breaks, and without the control characters by which a name in a file could steer the terminal."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", "?", " ".join(message.split()))
 
 
 def _of_process() -> str:
@@ -114,6 +119,9 @@ def options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
     return decorate
 
 
+strict_option = click.option(
+    "--strict", is_flag=True, help="Fail at a picture that cannot be decoded, rather than skip and count it."
+)
 data_options = options(
     click.option(
         "--data-dir",

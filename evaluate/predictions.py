@@ -290,7 +290,8 @@ def _version(images: Tensor) -> int:
 def _notes(data: ImageSet) -> tuple[str, ...]:
     """The set's own remarks, such as 'resized from 28 to 32', one string each."""
     notes = getattr(data, "notes", None) or ()
-    return (notes,) if isinstance(notes, str) else tuple(map(str, notes))
+    found = tuple(getattr(data, "findings", ()))  # of the pass that has just been made
+    return ((notes,) if isinstance(notes, str) else tuple(map(str, notes))) + found
 
 
 def _digest(data: ImageSet) -> str | None:

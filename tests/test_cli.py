@@ -18,13 +18,12 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from PIL import Image
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torchvision import models
 
 import ebmhybrid as eh
 from ebmhybrid.cli import main
 from ebmhybrid.evaluate import suite
+from ebmhybrid.training.checkpoint import save_weights
 
 QUICK = ["--recipe", "smoke", "training.max_steps=2", "training.batch_size=64", "--quiet"]
 
@@ -200,10 +199,7 @@ def not_a_number(run: Path, tmp: Path) -> Path:
     copy = shutil.copytree(run, tmp / "nan")
     model = eh.load_model(copy)
     torch.nn.init.constant_(model.head.weight, float("nan"))
-    path = copy / "checkpoints" / "best.safetensors"
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-    save_file(model.state_dict(), path, metadata=metadata)
+    save_weights(copy / "checkpoints" / "best.safetensors", model, model.metadata)
     return copy
 
 

@@ -15,7 +15,7 @@ import pytest
 import ebmhybrid
 
 ROOT = Path(__file__).parent.parent
-HEAVY = ("netcal", "torchattacks", "sklearn", "matplotlib", "triton", "torchvision")
+HEAVY = ("webdataset", "netcal", "torchattacks", "sklearn", "matplotlib", "triton", "torchvision")
 
 
 def test_every_folder_with_code_is_in_the_package_list() -> None:
@@ -64,6 +64,8 @@ def test_root_names_resolve_and_wrong_ones_do_not() -> None:
 
 ALLOWED = {
     "codes": set(),
+    "array_files": set(),
+    "tensor_files": set(),
     "energies": {"kernels"},
     "errors": set(),
     "sampling": {"errors", "sampling"},
@@ -76,8 +78,8 @@ ALLOWED = {
     "schema": {"network", "terms"},
     "recipe": {"errors", "schema"},
     "losses": {"codes", "energies", "kernels", "losses"},
-    "models": {"codes", "errors", "models", "vocabulary"},
-    "data": {"errors", "data", "vocabulary"},
+    "models": {"codes", "errors", "models", "tensor_files", "vocabulary"},
+    "data": {"array_files", "errors", "data", "vocabulary"},
     "training": {
         "errors",
         "codes",
@@ -90,11 +92,12 @@ ALLOWED = {
         "losses",
         "kernels",
         "sampling",
+        "tensor_files",
         "training",
         "_version",
     },
-    "evaluate": {"errors", "energies", "sampling", "evaluate"},
-    "external": {"errors", "models"},
+    "evaluate": {"array_files", "errors", "energies", "sampling", "tensor_files", "evaluate"},
+    "external": {"errors", "models", "tensor_files"},
     "eval_sets": {"errors", "data"},
     "measures": {"errors", "data", "eval_sets", "evaluate", "_version"},
     "generation": {

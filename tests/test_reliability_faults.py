@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-# case -> exit status (a signal's number negative), where the run stood afterwards, what the one line says
+# case -> exit status (a signal's number is negative), where the run stood afterwards, what the one line says
 STOPPED = "stopped at step {}; go on with: ebmhybrid train --resume "
 CASES = {
     "no room for the recipe of a new run": (1, "before config.yaml", "config.yaml: cannot be written (File too large)"),
@@ -28,8 +28,8 @@ CASES = {
     "SIGINT in set-up": (130, "after step 2", "Error: interrupted"),
     "SIGTERM in a step": (143, "after step 4", STOPPED.format(4)),
     "SIGINT in a step": (130, "after step 4", STOPPED.format(4)),
-    "SIGTERM in validation": (143, "after step 6", None),
-    "SIGINT in validation": (130, "after step 6", None),
+    "SIGTERM in validation": (0, "after step 6", "best validation accuracy"),
+    "SIGINT in validation": (0, "after step 6", "best validation accuracy"),
     "SIGTERM in writing weights": (143, "after step 5", STOPPED.format(5)),
     "SIGINT in writing weights": (130, "after step 5", STOPPED.format(5)),
     "SIGTERM in writing a state": (143, "after step 5", STOPPED.format(5)),

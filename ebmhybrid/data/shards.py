@@ -90,6 +90,9 @@ def load_shards(
     return as_asked(found, stream)
 
 
+RANGE = re.compile(r"\{(-?\d{1,18})\.\.(-?\d{1,18})")
+
+
 def find_shards(pattern: str) -> list[Path]:
     """The files of a pattern, in its order; those of a folder in the order of their names.
 
@@ -107,6 +110,8 @@ def find_shards(pattern: str) -> list[Path]:
                 file for file in folder.iterdir() if file.suffix == ".tar" and not file.name.startswith(".")
             )
         else:
+            if any(abs(int(last) - int(first)) >= MOST_SHARDS for first, last in RANGE.findall(pattern)):
+                raise ValueError(f"a range of more than {MOST_SHARDS} numbers")
             shards = [Path(file).expanduser() for file in islice(braceexpand(pattern), MOST_SHARDS)]
     except (OSError, ValueError) as error:
         raise DataError(f"shards:{pattern}: {error}") from error

@@ -12,13 +12,13 @@ from itertools import count
 from pathlib import Path
 
 import torch
-import yaml
 from torch import nn
 
-from ebmhybrid.data import Splits, batches
+from ebmhybrid.data import Splits, batch_indices
 from ebmhybrid.errors import CheckpointError, TrainingError, UsageError
 from ebmhybrid.evaluate.files import check_writable
 from ebmhybrid.generation.chains import Progress
+from ebmhybrid.recipe import parse_recipe
 from ebmhybrid.schema import Recipe
 from ebmhybrid.training import load_model
 from ebmhybrid.training.build import build_parts
@@ -144,7 +144,7 @@ def _trained(recipe: Recipe, splits: Splits, device: torch.device, progress: Pro
         parts.model.train()
         images, steps = splits.train.to(device), range(parts.total_steps)
         epochs = (
-            batches(images.images, images.labels, BATCH, generator=epoch_generator(recipe.seed, epoch))
+            images.fetch(batch_indices(len(images), BATCH, generator=epoch_generator(recipe.seed, epoch)))
             for epoch in count()
         )
         endless = (batch for epoch in epochs for batch in epoch)
@@ -161,7 +161,7 @@ def _named(judge: nn.Module, splits: Splits, device: torch.device) -> Judge:
     network = architecture["name"]
     if network == "wide_resnet":
         network = f"WRN-{architecture['depth']}-{architecture['width']}"
-    terms = yaml.safe_load(metadata["recipe"]).get("objective", {})
-    trained = " + ".join(name for term, name in _TERMS.items() if term in terms)
+    terms = parse_recipe(metadata["recipe"], "the recipe of the judge").objective
+    trained = " + ".join(name for term, name in _TERMS.items() if getattr(terms, term) is not None)
     accuracy = validate(judge, splits.test, device)["accuracy"]
     return Judge(judge, f"{network}, {trained}, {100 * accuracy:.1f} % on the test split")

@@ -134,7 +134,7 @@ def _from_file(settings: Settings, images: ImageSet, num_classes: int) -> Start:
         raise UsageError(f"num = {settings.num}: {images.name} holds {len(images)} images")
     if len(images) < 2:
         raise DataError(f"{images.name}: figures need at least 2 images, it holds {len(images)}")
-    images = images.take(settings.num or len(images))
+    images = images.take(settings.num or len(images)).in_memory()
     if settings.classes is None:
         return Start(images.images.float() / 255, None, images.notes)
     if int(images.labels.max()) >= num_classes:

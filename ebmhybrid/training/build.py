@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ebmhybrid.data import ImageSet, Splits, count_batches, load_set, load_splits
 from ebmhybrid.data.order import LEAST
-from ebmhybrid.data.sets import as_input
+from ebmhybrid.data.streamed import StreamedSet
 from ebmhybrid.data.text_splits import load_text_splits
 from ebmhybrid.data.tokens import TokenSet
 from ebmhybrid.errors import CheckpointError, RecipeError
@@ -24,6 +24,7 @@ from ebmhybrid.training.randomness import derived_seed, seed_global
 from ebmhybrid.training.sampler import build_sampler
 from ebmhybrid.training.setup import Parts, pick_precision
 
+FITTED_IMAGES = 2000
 OF_NO_SIZE = ("folder:", "shards:", "celeba", "textures")  # names of sets of pictures of all sizes
 
 
@@ -100,7 +101,7 @@ def build_parts(
         _start_from(model, recipe.model.init)
     elif not resuming and hasattr(model, "fit_palette"):
         # By the seed of the split: likelihoods under palettes of their own would not compare over training seeds.
-        model.fit_palette(splits.train.images, seed=recipe.data.split_seed)  # type: ignore[operator]
+        model.fit_palette(_some(splits.train), seed=recipe.data.split_seed)  # type: ignore[operator]
     if recipe.training.sync_batch_norm and world.size > 1:
         model = synchronize_batch_norm(model, on_cpu=device.type == "cpu")
     objective = _build_objective(recipe, model, splits, world).to(device)
@@ -150,6 +151,11 @@ def _check_shares(recipe: Recipe, world: World) -> None:
         )
 
 
+def _some(images: ImageSet | StreamedSet) -> Tensor:
+    """The images of a set, or of a large one enough to take colours from."""
+    return images.take(FITTED_IMAGES).in_memory().images if isinstance(images, StreamedSet) else images.images
+
+
 def _facts(images: ImageSet | TokenSet) -> dict[str, Any]:
     """What the training data decides about a network."""
     if isinstance(images, TokenSet):
@@ -176,7 +182,7 @@ def _try_on(model: nn.Module, splits: Splits, recipe: Recipe) -> None:
             if recipe.model.learns_codes:
                 decodes = latent is not None and latent.generative != "none"
                 used: Any = model.eval() if decodes else model.eval().encode
-                used(as_input(splits.train.images[:1]))
+                used(next(splits.train.fetch([torch.zeros(1, dtype=torch.int64)]))[0])
                 return
             logits = model.eval()(torch.zeros(1, *shape))
     except Exception as error:

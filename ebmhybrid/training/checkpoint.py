@@ -19,6 +19,7 @@ from torch import nn
 from ebmhybrid._version import __version__
 from ebmhybrid.errors import CheckpointError
 from ebmhybrid.models import build_model
+from ebmhybrid.models.fit import check_fits
 from ebmhybrid.tensor_files import load_tensors
 from ebmhybrid.training.atomic import write_atomically
 from ebmhybrid.training.digest import tensors_digest, tree_digest
@@ -36,6 +37,7 @@ def save_weights(path: Path, model: nn.Module, metadata: dict[str, Any]) -> None
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
     texts |= {"format": FORMAT, "version": __version__, "sha256": tensors_digest(tensors)}
+    texts["texts_sha256"] = _texts_digest(texts)  # mean and std of the images are among the texts alone
     write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=texts))
 
 
@@ -155,6 +157,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> nn.Modul
         metadata["image_shape"] = [int(size) for size in metadata["image_shape"]]
         if not isinstance(metadata["recipe"], str):
             raise TypeError("recipe is no text")
+        check_fits(metadata["architecture"], tensors)
         model = build_model(**metadata["architecture"])
         if len(metadata["image_shape"]) != (1 if hasattr(model, "vocabulary") else 3):  # (L,) and (C, H, W)
             raise ValueError(f"image_shape is {metadata['image_shape']}")
@@ -165,6 +168,8 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> nn.Modul
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         reason = str(error).strip().split("\n")[0]
         raise CheckpointError(f"{path}: weights and metadata do not fit together ({reason})") from error
+    if texts.get("texts_sha256") not in (None, _texts_digest(texts)):
+        raise CheckpointError(f"{path}: damaged, its metadata does not have the sha256 that it was saved with")
     model.metadata = metadata  # type: ignore[assignment]
     return model.to(device).eval()
 
@@ -172,6 +177,10 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> nn.Modul
 def weights_digest(model: nn.Module) -> str:
     """sha256 over names and values of the weights: the same for equal weights, however a file orders its metadata."""
     return tensors_digest(model.state_dict())
+
+
+def _texts_digest(texts: dict[str, str]) -> str:
+    return tree_digest(sorted(item for item in texts.items() if not item[0].endswith("sha256")))
 
 
 _JSON_KEYS = {"architecture", "classes", "image_shape", "normalisation"}

@@ -24,7 +24,7 @@ def _row(line: str) -> dict[str, Any] | None:
     """A row of metrics.jsonl, or None for a line that a kill left half-written."""
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return (
         row

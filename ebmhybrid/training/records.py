@@ -162,7 +162,7 @@ def is_resumable(folder: Path) -> bool:
     try:
         if "finished" in json.loads((folder / "env.json").read_text(encoding="utf-8")):
             return False
-    except (OSError, ValueError, TypeError):  # killed before it was written: nothing is finished
+    except (OSError, ValueError, TypeError, RecursionError):  # killed before it was written: nothing is finished
         pass
     return not _in_use(folder / ".lock")
 

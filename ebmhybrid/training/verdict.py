@@ -72,6 +72,8 @@ def end_epoch(parts: Parts, folder: Path, log: RunLog | NoLog) -> None:
         + f"{task.said(trained, found)}  {trained['images_per_second']:.0f} {units(parts)}/s  "
         f"left {log.time_left(at.step)}"
     )
+    if getattr(parts.splits.train, "skipped", 0):
+        log.say("; ".join(parts.splits.train.findings), always=True)
     if at.step_in_epoch == parts.steps_per_epoch:  # else max_steps cut it short, and a resumed run goes on within it
         at.epoch, at.step_in_epoch = at.epoch + 1, 0
     if not at.best or rank > at.best[:-1]:
