@@ -305,14 +305,12 @@ def test_a_pooled_buffer_gives_every_slot_once(tmp_path, classes) -> None:
         (torch.rand(4, 1, 3, 3), r"found images \(4, 1, 3, 3\), float32 strided"),
         (torch.rand(0, 1, 2, 2), r"found images \(0, 1, 2, 2\)"),
         (torch.rand(2, 1, 2, 2), r"found images \(2, 1, 2, 2\)"),
-        (torch.rand(4, 1, 2, 2).to_sparse(), "float32 sparse_coo"),
         (torch.ones(4, 1, 2, 2, dtype=torch.uint8), "uint8 strided"),
         (torch.ones(4, 1, 2, 2, dtype=torch.complex64), "complex64 strided"),
         (torch.full((4, 1, 2, 2), float("nan")), r"found NaN or infinity among images \(4, 1, 2, 2\)"),
         (torch.full((4, 1, 2, 2), float("-inf")), "found NaN or infinity among images"),
     ],
 )
-@pytest.mark.filterwarnings("ignore::UserWarning")  # torch on sparse tensors
 def test_a_state_without_a_fitting_buffer_is_named(tmp_path, images, found) -> None:
     write_state(tmp_path, images)
     message = r"last\.state\.pt: holds no replay buffer of at least 3 images \(1, 2, 2\) .*"
