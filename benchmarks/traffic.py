@@ -93,7 +93,7 @@ def traffic(case: Case, processes: int) -> dict[str, float]:
         + all_reduce_sent(c, r),
         "(live: all logits and their gradients instead)": all_gather_sent(logits, r) + all_reduce_sent(logits * r, r),
         "sync_batch_norm, if asked for": together,
-        "running statistics: all-reduce": all_reduce_sent(FLOAT * 2 * sum(norms), r),
+        "running statistics: all-reduce": all_reduce_sent(2 * FLOAT * 2 * sum(norms), r)  # in float64, with the losses,
     }
 
 

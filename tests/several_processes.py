@@ -36,6 +36,7 @@ RELEASED = ["objective.hdge.form=released", "objective.hdge.normalize=l2", "obje
 NO_HDGE = ["objective.hdge=null"]
 CE = [*NO_HDGE, "objective.ce.weight=1.0"]
 REFERENCE = ["reference.families=[smooth,inversions]", "reference.fraction=0.5"]
+BOTH_HELD_OFF = "objective={hdge: null, ce: {}, energy_margin: {}, outlier_exposure: {}}"
 JEM = ["objective.jem.steps=2", "objective.jem.buffer_size=64", "objective.jem.reinit=0.2"]
 CODES = ["model.options.latent=4", "model.options.width=4", "optimizer.lr=0.01"]
 GCRL = ["optimizer.lr=0.01", "schedule.warmup_steps=0"]
@@ -66,6 +67,7 @@ CASES: dict[str, list[str]] = {
     "hdge ema augmented": bank("batch", "training.ema=0.9", "data.augment.pad=1", "data.augment.noise_std=0.1"),
     "ce z_loss": [*CE, "objective.z_loss.weight=0.01", "objective.ce.label_smoothing=0.1"],
     "ce linear_energy": [*CE, "training.linear_energy=true"],
+    "linear_energy held off": [*REFERENCE, "training.linear_energy=true", BOTH_HELD_OFF],
     "logit_norm": [*NO_HDGE, "objective.logit_norm.weight=1.0"],
     "supcon": [*NO_HDGE, "objective.supcon.head_epochs=2", "training.max_steps=null", "data.augment.pad=1"],
     "supcon head": [*NO_HDGE, "objective.supcon.head_epochs=9", "training.max_steps=null", "data.augment.pad=1"],

@@ -56,6 +56,18 @@ def row_counts(device: torch.device, *counts: int) -> tuple[tuple[int, ...], ...
     return tuple(tuple(part) for part in torch.stack(all_parts(own)).tolist())
 
 
+def reference_share(images: int, references: int, device: torch.device) -> float:
+    """By what a process multiplies its mean over reference images, so that it is weighted as a mean over images is.
+
+    N m_r / (n_r M), for n_r of N images and m_r of M reference images: 1 where all processes hold as many for an image.
+
+    >>> reference_share(4, 2, torch.device("cpu"))
+    1.0
+    """
+    all_images, all_references = (sum(counts) for counts in zip(*row_counts(device, images, references), strict=True))
+    return all_images * references / (images * all_references)
+
+
 class _AllGather(torch.autograd.Function):
     """Every process's rows one below the other; backward sums over processes what each asks of the own rows."""
 

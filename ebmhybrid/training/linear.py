@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ebmhybrid.kernels import RowStats, at_least_float32, linear_energy
 from ebmhybrid.losses.baselines import energy_margin_loss
+from ebmhybrid.losses.gathered import reference_share
 from ebmhybrid.losses.jem import jem_loss
 from ebmhybrid.losses.rowwise import cross_entropy, weighted_sum
 from ebmhybrid.terms import Objective
@@ -90,12 +91,15 @@ def _held_off(terms: Objective, lse: Tensor, reference: Tensor, head: nn.Linear)
     margin, exposure, found = terms.energy_margin, terms.outlier_exposure, {}
     others = layer_stats(reference, head, total=exposure is not None)
     assert others.lse is not None
+    share = reference_share(len(lse), len(reference), lse.device)
     if margin is not None:
         inside, outside = lse.unsqueeze(1), others.lse.unsqueeze(1)  # as the only logit the energy is the same
-        found["energy_margin"] = margin.weight, energy_margin_loss(inside, outside, margin.inside, margin.outside)
+        below = energy_margin_loss(inside, outside[:0], margin.inside, margin.outside)
+        above = energy_margin_loss(inside[:0], outside, margin.inside, margin.outside)
+        found["energy_margin"] = margin.weight, below + share * above
     if exposure is not None and others.sum is not None:
         uniform = (others.lse - others.sum / head.out_features).mean()
-        found["outlier_exposure"] = exposure.weight, uniform
+        found["outlier_exposure"] = exposure.weight, share * uniform
     return found
 
 

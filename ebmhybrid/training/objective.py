@@ -17,7 +17,7 @@ from ebmhybrid.losses.baselines import (
     outlier_exposure_loss,
     supcon_loss,
 )
-from ebmhybrid.losses.gathered import row_counts
+from ebmhybrid.losses.gathered import reference_share
 from ebmhybrid.losses.gcrl import gcrl_loss
 from ebmhybrid.losses.jem import jem_log_density, jem_loss
 from ebmhybrid.losses.mim import latent_loss
@@ -122,9 +122,7 @@ class CombinedLoss(nn.Module):
         """What keeps reference images away; on each of several processes its share of their mean over all."""
         found, share = Found(), 1.0
         if self.gather and self.training and (self.terms.energy_margin or self.terms.outlier_exposure):
-            counts = row_counts(logits.device, len(logits), len(reference))
-            images, references = (sum(column) for column in zip(*counts, strict=True))
-            share = images * len(reference) / (len(logits) * references)
+            share = reference_share(len(logits), len(reference), logits.device)
         if (margin := self.terms.energy_margin) is not None:
             bounds = margin.inside, margin.outside
             below = energy_margin_loss(logits, reference[:0], *bounds)
