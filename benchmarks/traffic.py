@@ -114,7 +114,6 @@ def memory(case: Case, images: int, replay: int, processes: Sequence[int]) -> di
     found = {
         "weights": weights,
         "gradients": weights,
-        "gradients in the buckets that are sent": weights,
         "momentum": weights,
         "(ema: weights once more)": weights,
         f"activations of {case.batch} images": kept_bytes(lambda: model(x)),

@@ -85,6 +85,12 @@ def at_step(number: int, only: int, act: Callable[[], Any]) -> Callable[[int], N
     return fault
 
 
+def silent(rank: int) -> None:
+    """A fault: one process does not answer for longer than the other waits."""
+    os.environ["EBMHYBRID_PEER_TIMEOUT"] = "3"
+    at_step(4, 1, lambda: time.sleep(8))(rank)
+
+
 def poisoned(rank: int) -> None:
     """A fault: of one process's share the loss is not a number."""
 
@@ -111,6 +117,7 @@ def cases(root: Path) -> dict[str, Any]:
         arguments = [*train, str(root / name)]
         found[name] = together(2, arguments, fault)
         found[f"{name}, resumed"] = together(2, arguments)
+    found["silent"] = together(2, [*train, str(root / "silent")], silent)
     found["poisoned"] = together(2, [*train, str(root / "poisoned")], poisoned)
     found["without data"] = together(2, [*train, str(root / "without data")], without_data)
     found["in use"] = together(2, ["--recipe", "smoke", "--out", str(root / "whole")])

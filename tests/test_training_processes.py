@@ -47,6 +47,14 @@ def test_a_killed_process_ends_the_other_at_once_and_the_run_resumes_to_the_same
     assert found["contents"]["killed"] == found["contents"]["whole"]
 
 
+def test_a_silent_process_is_waited_for_no_longer_than_was_asked(found) -> None:
+    assert found["silent"]["statuses"] == [1, 1]
+    first, second = found["silent"]["printed"]
+    assert "process 0 of 2: another process has not answered for 3 s (" in first
+    assert "process 1 of 2: another process has ended (" in second
+    assert found["silent"]["seconds"] < 60
+
+
 def test_a_signal_to_one_process_stops_all_at_one_step(found) -> None:
     assert found["terminated"]["statuses"] == [143, 143]
     assert found["terminated"]["printed"][0].startswith("stopped at step 9; go on with")
