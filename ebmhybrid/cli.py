@@ -183,7 +183,15 @@ def copy_recipe(name: str, file: str) -> None:
         raise click.UsageError(f"{file}: a recipe file must end in .yaml or .yml")
     if path.exists():
         raise click.ClickException(f"{file}: exists; take another name")
-    guarded(lambda: path.write_text(text, encoding="utf-8"))
+
+    def write() -> None:
+        try:
+            path.write_text(text, encoding="utf-8")
+        except OSError:
+            path.unlink(missing_ok=True)  # half a recipe would be another one
+            raise
+
+    guarded(write)
     click.echo(f"wrote {file}")
 
 

@@ -20,7 +20,15 @@ from ebmhybrid.training.interrupt import Interrupt
 from ebmhybrid.training.log import NoLog, RunLog
 from ebmhybrid.training.meter import Meter
 from ebmhybrid.training.randomness import kept_random_state
-from ebmhybrid.training.records import fresh_folder, locked, mark_finished, open_folder, save, write_records
+from ebmhybrid.training.records import (
+    check_unused,
+    fresh_folder,
+    locked,
+    mark_finished,
+    open_folder,
+    save,
+    write_records,
+)
 from ebmhybrid.training.replica import replicate
 from ebmhybrid.training.resume import find_start, restore
 from ebmhybrid.training.setup import Parts, epoch_generator
@@ -86,6 +94,8 @@ def train(
         with world.together():
             if world.main:
                 stack.enter_context(locked(folder))
+                if start.folder is None:
+                    check_unused(folder)  # another process may have begun a run there meanwhile
                 write_records(folder, parts)
         if start.state is None:
             save(parts, folder)  # so that there is a state to go back to before the first epoch's end
@@ -127,15 +137,15 @@ def _run(parts: Parts, folder: Path, show: bool, notes: list[str]) -> Run:
     forward = torch.compile(parts.model) if parts.recipe.training.compile else parts.model
     parts.replica = replicate(parts, task_of(parts), forward)
     train_set = parts.splits.train.to(parts.device)
-    log = RunLog(folder, parts.total_steps, at.epoch, at.step, show) if world.main else NoLog()
-    processes = f"{world.size} processes, " if world.size > 1 else ""
-    log.say(
-        f"{parts.recipe.name}: {len(train_set)} training {units(parts)}, {parts.total_steps} steps, {processes}"
-        f"{parts.device}, {str(parts.precision).removeprefix('torch.')}; {folder}"
-    )
-    for note in notes:
-        log.say(note, always=True)
-    try:
+    log: RunLog | NoLog = RunLog(folder, parts.total_steps, at.epoch, at.step, show) if world.main else NoLog()
+    with log:
+        processes = f"{world.size} processes, " if world.size > 1 else ""
+        log.say(
+            f"{parts.recipe.name}: {len(train_set)} training {units(parts)}, {parts.total_steps} steps, {processes}"
+            f"{parts.device}, {str(parts.precision).removeprefix('torch.')}; {folder}"
+        )
+        for note in notes:
+            log.say(note, always=True)
         with Interrupt(patience=PATIENCE_S if world.size > 1 else 0.0) as interrupt:
             parts.asked = lambda: interrupt.signal is not None
             stop = 0
@@ -146,6 +156,7 @@ def _run(parts: Parts, folder: Path, show: bool, notes: list[str]) -> Run:
                         and at.step_in_epoch < parts.steps_per_epoch
                         and at.step < parts.total_steps
                     ):
+                        log.sync()
                         save(parts, folder)
                     else:
                         end_epoch(parts, folder, log)
@@ -157,8 +168,6 @@ def _run(parts: Parts, folder: Path, show: bool, notes: list[str]) -> Run:
                     mark_finished(folder)
         elif stop:
             log.say(f"stopped at step {at.step}; go on with: ebmhybrid train --resume {folder}", always=True)
-    finally:
-        log.close()
     return Run(folder, best_figures(parts), stop or None, at.rollbacks)
 
 
@@ -194,5 +203,6 @@ def _epoch(parts: Parts, forward: Any, train_set: Any, log: RunLog | NoLog, fold
         if last or stop:
             break
         if saves:
+            log.sync()
             save(parts, folder)
     return stop

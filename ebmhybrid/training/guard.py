@@ -94,9 +94,10 @@ def roll_back(parts: Parts, folder: Path, log: RunLog | NoLog, reason: str) -> N
         )
     at.rollbacks = count
     slow_down(parts)
-    records.save(parts, folder)
     log.rewind(at.epoch, at.step)
     log.record("rollback", at.step, at.epoch, {"rollbacks": count, "diverged_at": diverged_at})
+    log.sync()
+    records.save(parts, folder)
     log.say(
         f"diverged at step {diverged_at}: {reason}; rollback {count} of {guard.max_rollbacks} to step {at.step}, "
         f"Langevin step and learning rate x {SLOWER**count:g}",

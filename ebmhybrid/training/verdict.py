@@ -81,6 +81,7 @@ def end_epoch(parts: Parts, folder: Path, log: RunLog | NoLog) -> None:
         with parts.world.together():
             if parts.world.main:
                 checkpoint.save_weights(folder / "checkpoints" / "best.safetensors", parts.deployed, parts.metadata)
+    log.sync()
     save(parts, folder)
 
 
