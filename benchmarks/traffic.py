@@ -71,7 +71,8 @@ class Case:
 
     def rows(self, processes: int) -> int:
         """Rows of the bank that a process sends: what its share of the batch touches."""
-        return row_members(((self.batch,),) * processes, self.block, self.bank_size // self.block * self.block)[0]
+        capacity = self.bank_size // self.block * self.block
+        return row_members(((self.batch,),) * processes, self.block, capacity, torch.device("cpu"))[0]
 
 
 def channels(model: nn.Module) -> list[int]:
@@ -93,7 +94,9 @@ def traffic(case: Case, processes: int) -> dict[str, float]:
         + all_reduce_sent(c, r),
         "(live: all logits and their gradients instead)": all_gather_sent(logits, r) + all_reduce_sent(logits * r, r),
         "sync_batch_norm, if asked for": together,
-        "running statistics: all-reduce": all_reduce_sent(2 * FLOAT * 2 * sum(norms), r)  # in float64, with the losses,
+        "running statistics: all-reduce": all_reduce_sent(
+            2 * FLOAT * 2 * sum(norms), r
+        ),  # in float64, with the losses,
     }
 
 

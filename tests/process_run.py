@@ -32,6 +32,9 @@ HYBRID = [*COMMON, "model.dropout=0.2", "data.augment.pad=1", "training.ema=0.9"
 SAMPLED = [*COMMON, "objective={hdge: null, ce: {weight: 1.0}, jem: {steps: 1, buffer_size: 110, chains: class}}"]
 
 
+CONTENTS = ("whole", "killed", "terminated", "2 whole", "2 stopped", "3 whole", "3 stopped")
+
+
 def free_port() -> int:
     with socket.socket() as taken:
         taken.bind(("localhost", 0))
@@ -123,13 +126,19 @@ def cases(root: Path) -> dict[str, Any]:
     found["in use"] = together(2, ["--recipe", "smoke", "--out", str(root / "whole")])
     found["too small"] = together(2, ["--recipe", "smoke", "training.batch_size=2", "--out", str(root / "small")])
     found["one device"] = together(2, ["--recipe", "smoke", "--device", "cuda:0", "--out", str(root / "device")])
+    # Chains of each process's own, and three numbers to add up
+    for count, options in {2: SAMPLED, 3: HYBRID}.items():
+        for name, fault in {"whole": lambda rank: None, "stopped": term}.items():
+            arguments = ["--recipe", "smoke", *options, "--resume", "auto", "--out", str(root / f"{count} {name}")]
+            found[f"{count} {name}"] = together(count, arguments, fault)
+        found[f"{count} resumed"] = together(count, arguments)
     # Of another number of processes
     arguments = ["--recipe", "smoke", *SAMPLED, "--resume", "auto", "--out", str(root / "sampled")]
     found["sampled"] = together(2, arguments, at_step(8, 0, lambda: signal.raise_signal(signal.SIGINT)))
     found["sampled, chains"] = chains_of(root / "sampled")
     found["sampled, alone"] = together(1, arguments)
     found["sampled, log"] = (root / "sampled" / "train.log").read_text()
-    found["contents"] = {name: content_of(root / name) for name in ("whole", "killed", "terminated")}
+    found["contents"] = {name: content_of(root / name) for name in CONTENTS}
     return found
 
 

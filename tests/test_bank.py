@@ -164,7 +164,7 @@ def test_what_a_process_sends_is_its_rows_and_no_more() -> None:
     """At K = 65536 and 128 images of each process: 8 rows instead of 128, or one with a block of 128."""
     for block, rows in ((None, 8), (128, 1)):
         bank = Bank(10, 65536, block)
-        width, members = row_members(((128,),) * 4, bank.block, bank.capacity)
+        width, members = row_members(((128,),) * 4, bank.block, bank.capacity, torch.device("cpu"))
         assert (width, members.shape) == (rows, (4 * rows, 1))
 
 

@@ -62,6 +62,13 @@ def test_a_signal_to_one_process_stops_all_at_one_step(found) -> None:
     assert found["contents"]["terminated"] == found["contents"]["whole"]
 
 
+@pytest.mark.parametrize("count", [2, 3])
+def test_of_more_processes_and_with_chains_of_their_own_it_resumes_to_the_same_bits(count: int, found) -> None:
+    assert found[f"{count} stopped"]["statuses"] == [143] * count
+    assert found[f"{count} resumed"]["statuses"] == [0] * count
+    assert found["contents"][f"{count} stopped"] == found["contents"][f"{count} whole"]
+
+
 def test_what_one_process_cannot_do_ends_all_with_one_line(found) -> None:
     assert found["poisoned"]["statuses"] == [1, 1]
     assert "the loss is not finite at step 5" in found["poisoned"]["printed"][0]

@@ -62,14 +62,14 @@ def places(counts: Counts, capacity: int) -> tuple[tuple[tuple[int, int], ...], 
 
 
 @lru_cache(maxsize=16)
-def row_members(counts: Counts, block: int, capacity: int) -> tuple[int, Tensor]:
+def row_members(counts: Counts, block: int, capacity: int, device: torch.device) -> tuple[int, Tensor]:
     """Of what the whole batch's rows are made: from R processes with W rows each, `block_sums` of their parts.
 
     Returns:
         W, to which a process with fewer rows fills up; and for each row of the batch which of the R W rows, one process
         after the other, belong to it, (rows, most), filled up with R W.
 
-    >>> row_members(((3,), (3,)), 2, 100)  # the second row has an example of each
+    >>> row_members(((3,), (3,)), 2, 100, torch.device("cpu"))  # the second row has an example of each
     (2, tensor([[0, 4],
             [1, 2],
             [3, 4]]))
@@ -82,7 +82,8 @@ def row_members(counts: Counts, block: int, capacity: int) -> tuple[int, Tensor]
         for place, row in enumerate(rows):
             members[row].append(process * width + place)
     most, nothing = max(map(len, members), default=0), len(counts) * width
-    return width, torch.tensor([row + [nothing] * (most - len(row)) for row in members], dtype=torch.int64)
+    filled = [row + [nothing] * (most - len(row)) for row in members]
+    return width, torch.tensor(filled, dtype=torch.int64, device=device)
 
 
 class Bank(nn.Module):
@@ -179,7 +180,7 @@ class Bank(nn.Module):
 
     def _sums_of_all(self, parts: tuple[Tensor, ...], counts: Counts) -> tuple[Tensor, Tensor]:
         """The new rows that all processes' scores make, and whether all these are finite."""
-        width, members = row_members(counts, self.block, self.capacity)
+        width, members = row_members(counts, self.block, self.capacity, self.rows.device)
         own, finite = [self.rows[:0]], torch.ones((), dtype=torch.bool, device=self.rows.device)
         for scores, (begin, end) in zip(parts, places(counts, self.capacity)[rank()], strict=True):
             if begin < end:
@@ -191,7 +192,7 @@ class Bank(nn.Module):
         rows = torch.where(finite, rows, math.nan)
         filled = F.pad(rows, (0, 0, 0, width - len(rows)), value=-math.inf)
         nothing = filled.new_full((1, self.num_classes), -math.inf)
-        log_sums = torch.cat([*all_parts(filled), nothing])[members.to(rows.device)].logsumexp(1)
+        log_sums = torch.cat([*all_parts(filled), nothing])[members].logsumexp(1)
         return log_sums, ~log_sums.isnan().any()
 
     def _sum_groups(self, first_slot: Tensor, new_rows: int) -> None:

@@ -133,6 +133,8 @@ def supcon_loss(projections: Tensor, labels: Tensor, temperature: float = 0.1, *
     loss = (push - pull).where(counted, 0).sum()
     if not gather:
         return loss / counted.sum().clamp_min(1)
+    if projections.shape[1] > 1:  # the image's own other view
+        return loss / max(len(z), 1)
     _, image_of, sizes = their_label.unique(return_inverse=True, return_counts=True)
     share = (sizes[image_of] > 1).to(loss.dtype).mean()  # of all views, those with a positive
     return loss / (max(len(z), 1) * share.where(share > 0, 1))

@@ -207,7 +207,9 @@ def watching(world: World) -> Iterator[None]:
         if world.size == 1 or not re.search(_LOST, str(error)):
             raise
         text = " ".join(str(error).split())
-        what = "has ended" if "onnection" in text else f"has not answered for {_timeout():g} s"
+        late = re.search("imed out|timeout", text)
+        gone = re.search("onnection|roken pipe", text)
+        what = "has ended" if gone else f"has not answered for {_timeout():g} s" if late else "could not be talked to"
         reason = re.sub(r"^\[\S+\.cc:\d+\] ", "", text).split(". ")[0][:200]
         raise TrainingError(
             f"process {world.rank} of {world.size}: another process {what} ({reason}). What was saved last is whole: "

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ebmhybrid.data import ImageSet, Splits, batch_indices
 from ebmhybrid.errors import EbmhybridError, UsageError
@@ -30,7 +31,7 @@ from ebmhybrid.training.records import (
     write_records,
 )
 from ebmhybrid.training.replica import replicate
-from ebmhybrid.training.resume import find_start, restore
+from ebmhybrid.training.resume import find_start, restore, with_state
 from ebmhybrid.training.setup import Parts, epoch_generator
 from ebmhybrid.training.step import task_of, train_step
 from ebmhybrid.training.verdict import best_figures, check, end_epoch, units
@@ -86,6 +87,11 @@ def train(
     with joined(device) as world, kept_random_state(), ExitStack() as stack:
         where = pick_device(device, world)
         start = world.told(lambda: find_start(recipe, out, resume, overrides or []))
+        if start.folder is not None:
+            with world.together():
+                if world.main:
+                    stack.enter_context(locked(start.folder))
+            start = world.told(lambda: with_state(start))
         splits, outliers = world.main_first(lambda: _data(start.recipe, str(data_dir), download, strict))
         with world.together():
             parts = build_parts(start.recipe, splits, where, outliers, resuming=start.state is not None, world=world)
@@ -93,8 +99,8 @@ def train(
         folder = world.told(lambda: start.folder or _new_folder(start.recipe, out))
         with world.together():
             if world.main:
-                stack.enter_context(locked(folder))
                 if start.folder is None:
+                    stack.enter_context(locked(folder))
                     check_unused(folder)  # another process may have begun a run there meanwhile
                 write_records(folder, parts)
         if start.state is None:
@@ -178,6 +184,8 @@ def _epoch(parts: Parts, forward: Any, train_set: Any, log: RunLog | NoLog, fold
     parts.objective.train()
     if at.step_in_epoch == 0:
         parts.meter = Meter()
+        if parts.head_begins:
+            parts.replica = replicate(parts, task_of(parts), forward)
     order = epoch_generator(parts.recipe.seed, at.epoch)
     share = {"start": at.step_in_epoch, "rank": world.rank, "processes": world.size}
     chunks = batch_indices(len(train_set), settings.batch_size, generator=order, **share)
@@ -185,14 +193,13 @@ def _epoch(parts: Parts, forward: Any, train_set: Any, log: RunLog | NoLog, fold
         loss, terms, correct = train_step(parts, forward, images, labels, total)
         at.step += 1
         at.step_in_epoch += 1
-        asked, stop = terms.pop("asked", None), False
-        parts.meter.add(loss, terms, correct, total)
         last = at.step_in_epoch == parts.steps_per_epoch or at.step == parts.total_steps
         pause = last or at.step % settings.log_every == 0
         saves = settings.save_every is not None and at.step % settings.save_every == 0 and not last
+        stop = _asked_to_stop(parts, terms, pause or saves)
+        parts.meter.add(loss, terms, correct, total)
         # Reading the loss waits for the device: each step on a CPU, where it is free, else at each pause.
-        if pause or saves or parts.device.type == "cpu":
-            stop = parts.asked() if asked is None else bool(asked)
+        if pause or saves or stop or parts.device.type == "cpu":
             check(loss, terms, parts, folder)
         if (last or saves or stop) and parts.sampler is not None:
             check_weights(parts, terms)
@@ -206,3 +213,15 @@ def _epoch(parts: Parts, forward: Any, train_set: Any, log: RunLog | NoLog, fold
             log.sync()
             save(parts, folder)
     return stop
+
+
+def _asked_to_stop(parts: Parts, terms: dict[str, Tensor], pause: bool) -> bool:
+    """Whether a signal has asked a process to stop, the same on all.
+
+    On CPUs it comes with the figures of each step; GPUs, which would wait for it, ask at pauses.
+    """
+    if parts.world.size == 1:
+        return parts.asked()
+    if "asked" in terms:
+        return bool(terms.pop("asked"))
+    return pause and bool(parts.world.highest(int(parts.asked())))

@@ -27,6 +27,7 @@ def environment(parts: Parts) -> dict[str, Any]:
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "precision": str(parts.precision).removeprefix("torch."),
+        "processes": parts.world.size,
         "threads": torch.get_num_threads(),
         "started": time.strftime(TIME),
         "parameters": sum(p.numel() for p in parts.model.parameters()),

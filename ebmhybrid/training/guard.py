@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import NoReturn
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ebmhybrid.energies import log_density
-from ebmhybrid.errors import TrainingError
+from ebmhybrid.errors import ElsewhereError, TrainingError
 from ebmhybrid.schema import Guard
 from ebmhybrid.training import records
 from ebmhybrid.training.checkpoint import LAST, load_latest_state
 from ebmhybrid.training.log import NoLog, RunLog
+from ebmhybrid.training.randomness import derived_seed, seed_global
 from ebmhybrid.training.resume import Start, restore
 from ebmhybrid.training.setup import Parts
 
@@ -24,6 +25,11 @@ SLOWER = 0.5  # the factor of each rollback on the Langevin step and the learnin
 
 class DivergedError(Exception):
     """Raised within an epoch; the loop answers it with a rollback."""
+
+
+def stop_all(parts: Parts, message: str) -> NoReturn:
+    """End at what every process has found alike; one of them says it."""
+    raise TrainingError(message) if parts.world.main else ElsewhereError("process 0 says why")
 
 
 def divergence(loss: Tensor, terms: dict[str, Tensor], guard: Guard) -> str | None:
@@ -62,7 +68,8 @@ def check_weights(parts: Parts, terms: dict[str, Tensor]) -> None:
     density = log_density(parts.model.eval()(images)).mean()
     parts.model.train(was_training)
     change = (density - terms["log_density_data"].to(density)).abs().item()
-    if not change <= parts.recipe.guard.max_gap:
+    # A bound that one process sees crossed and another, of other hardware, does not is crossed.
+    if parts.world.highest(int(not change <= parts.recipe.guard.max_gap)):
         raise DivergedError(f"the update moved log densities by {change:.3g} nats")
 
 
@@ -76,7 +83,8 @@ def roll_back(parts: Parts, folder: Path, log: RunLog | NoLog, reason: str) -> N
     """
     diverged_at, count, guard = parts.progress.step, parts.progress.rollbacks + 1, parts.recipe.guard
     state, _ = parts.world.told(lambda: load_latest_state(folder))
-    restore(parts, Start(parts.recipe, folder, state))
+    with parts.world.together():
+        restore(parts, Start(parts.recipe, folder, state))
     at = parts.progress
     if count > guard.max_rollbacks:
         jem = parts.recipe.objective.jem
@@ -86,11 +94,12 @@ def roll_back(parts: Parts, folder: Path, log: RunLog | NoLog, reason: str) -> N
             for path in (folder / "checkpoints" / name for name in ("last.safetensors", LAST))
             if path.is_file() or path.name == LAST
         )
-        raise TrainingError(
+        stop_all(
+            parts,
             f"training diverged at step {diverged_at} ({reason}), after {guard.max_rollbacks} rollbacks; the last good "
             f"checkpoint is {kept}, of step {at.step}. Try a smaller "
             f"objective.jem.step_size than {jem.step_size:g} or a smaller optimizer.lr than "
-            f"{parts.recipe.optimizer.lr:g}"
+            f"{parts.recipe.optimizer.lr:g}",
         )
     at.rollbacks = count
     slow_down(parts)
@@ -107,17 +116,12 @@ def roll_back(parts: Parts, folder: Path, log: RunLog | NoLog, reason: str) -> N
 
 def slow_down(parts: Parts) -> None:
     """The learning rate and the seed that go with the number of rollbacks; the Langevin step follows from it."""
-    factor, rank = SLOWER**parts.progress.rollbacks, parts.world.rank
-    seeds = _seeds(parts.recipe.seed, parts.progress.rollbacks, *[rank] * bool(rank))
+    factor = SLOWER**parts.progress.rollbacks
+    seed = derived_seed(parts.recipe.seed, parts.progress.rollbacks, parts.world.rank)
     scheduler = parts.scheduler
     for index, group in enumerate(parts.optimizer.param_groups):
         slower = factor * parts.recipe.optimizer.lr
         group["lr"] *= slower / scheduler.base_lrs[index]
         scheduler.base_lrs[index] = slower
-    torch.manual_seed(seeds[0])
-    parts.generator.manual_seed(seeds[1])
-
-
-def _seeds(*numbers: int) -> list[int]:
-    state = np.random.SeedSequence(numbers).generate_state(2, np.uint64)
-    return [int(value >> 1) for value in state]
+    seed_global(seed)
+    parts.generator.manual_seed(derived_seed(seed))

@@ -43,12 +43,13 @@ def seed_global(seed: int) -> None:
 def random_state(generator: torch.Generator) -> dict[str, Any]:
     """Where all of them stand, as tensors and plain values."""
     kind, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002
+    version, values, python_gauss = random.getstate()
     return {
         "generator": generator.get_state(),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state(generator.device) if generator.device.type == "cuda" else None,
         "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, float(gauss)],
-        "python": random.getstate(),
+        "python": [version, torch.tensor(values), python_gauss],
     }
 
 
@@ -61,4 +62,4 @@ def set_random_state(state: dict[str, Any], generator: torch.Generator) -> None:
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
     version, values, gauss = state["python"]
-    random.setstate((version, tuple(values), gauss))
+    random.setstate((version, tuple(values.tolist()), gauss))

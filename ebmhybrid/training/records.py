@@ -201,12 +201,13 @@ def mark_finished(folder: Path) -> None:
 
 def save(parts: Parts, folder: Path) -> None:
     """The last weights and the state to go on from. Every process must call it; the main one writes."""
+    data, outliers = parts.digests
     state = {
         "format": checkpoint.FORMAT,
         "device": parts.device.type,
         "precision": str(parts.precision),
-        "data": parts.splits.train.digest(),
-        "outliers": None if parts.outliers is None else parts.outliers.digest(),
+        "data": data,
+        "outliers": outliers,
         "parts": parts.state_dict(),
     }
     with parts.world.together():

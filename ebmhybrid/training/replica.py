@@ -37,16 +37,19 @@ def replicate(parts: Parts, task: Any, forward: Any) -> nn.Module | None:
     if parts.world.size == 1:
         return None
     terms = parts.recipe.objective
-    some_rest = terms.supcon is not None  # its encoder, in the end
+    some_rest = parts.head_only  # the encoder
     if terms.gcrl is not None:
         some_rest |= not (terms.gcrl.weight and terms.gcrl.generative_weight and getattr(parts.model, "empty", 0))
     some_rest |= terms.latent is not None and terms.latent.generative == "none"  # its decoder
+    # Else torch fills its buckets anew after the first step, that of a resumed run too: sums of three numbers or more
+    # then have another order.
+    some_rest |= parts.device.type == "cpu" and parts.world.size > 2
     known = inspect.signature(DistributedDataParallel).parameters
     no_broadcast = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # its former name
     options: dict[str, Any] = {
         no_broadcast: False,
         "find_unused_parameters": some_rest,
-        "gradient_as_bucket_view": True,
+        "gradient_as_bucket_view": not parts.recipe.training.compile,  # whose gradients are laid out otherwise
     }
     return DistributedDataParallel(Replica(parts, task, forward), **options)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ CHANGEABLE = (
     "training.save_every",
     "guard.",
     "evaluation.",
-    "data.stream",
     "data.workers",
 )
 # What a run goes on with, if not as it would have gone on: `restore` says what changes.
@@ -57,12 +56,21 @@ def find_start(recipe: Recipe | None, out: str | Path | None, resume: str | Path
             records.check_unused(Path(out))  # before anything is fetched
         return Start(recipe)
     folder = Path(resume)
-    recipe = resumed_recipe(folder, overrides, recipe)
+    return Start(resumed_recipe(folder, overrides, recipe), folder)
+
+
+def with_state(start: Start) -> Start:
+    """The same start with the state of its run. The run must be locked: another process could be saving.
+
+    Raises:
+        CheckpointError: there is one, and it cannot be read.
+    """
+    assert start.folder is not None
     try:
-        state, note = load_latest_state(folder)
+        state, note = load_latest_state(start.folder)
     except NoStateError:
-        return Start(recipe, folder, None, ["nothing was saved before it stopped: it begins at step 0"])
-    return Start(recipe, folder, state, [note] if note else [])
+        return replace(start, notes=["nothing was saved before it stopped: it begins at step 0"])
+    return replace(start, state=state, notes=[note] if note else [])
 
 
 def resumed_recipe(folder: Path, overrides: list[str], wanted: Recipe | None = None) -> Recipe:
@@ -117,9 +125,9 @@ def restore(parts: Parts, start: Start) -> list[str]:
     if state is None:
         return []
     try:
-        if state["data"] != parts.splits.train.digest():
+        data, outliers = parts.digests
+        if state["data"] != data:
             raise CheckpointError(f"{folder}: the training data is not that of the run (its sha256 differs)")
-        outliers = None if parts.outliers is None else parts.outliers.digest()
         if state.get("outliers") != outliers:
             raise CheckpointError(f"{folder}: reference.set is not that of the run (its sha256 differs)")
         if state["device"] != parts.device.type:
@@ -148,6 +156,11 @@ def load_parts(parts: Parts, state: dict[str, Any]) -> list[str]:
         part.load_state_dict(state[name])
     at = Progress(**state["progress"])
     notes = [_rescaled(parts, at, state["batch_sizes"]), _draw_on(parts, at, state["random"])]
+    if (before := state["accumulate"]) != (now := parts.recipe.training.accumulate):
+        notes.append(
+            f"a batch was taken in {before} parts and now is in {now}: live negatives and BatchNorm see a part"
+        )
+    parts.failed.update(state["failed"])
     vars(parts.progress).update(vars(parts.checked(at)))  # in place: the loop holds it
     if parts.sampler is not None:
         notes.append(parts.sampler.take_chains(state["sampler"], parts.world))
@@ -189,8 +202,9 @@ def _rescaled(parts: Parts, at: Progress, sizes: list[int]) -> str | None:
         at.best[-1] = round(at.best[-1] * len(now) / count)
     _move_schedule(parts, at.step)
     again = done - now[0] * at.step_in_epoch
+    change = f"of {first} images are now of {now[0]}" if first != now[0] else f"end with {now[-1]} images, not {last}"
     return (
-        f"batches of {first} images are now of {now[0]}: step {before} of {count} an epoch is step {at.step} of "
+        f"batches {change}: step {before} of {count} an epoch is step {at.step} of "
         f"{len(now)}, at the same place of the schedule; {again} images of this epoch come again, and the bank keeps "
         "what it holds"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -107,6 +108,17 @@ class Parts:
         """The images of each batch of an epoch, of all processes together."""
         return batch_sizes(len(self.splits.train), self.recipe.training.batch_size, self.world.size)
 
+    @property
+    def failed(self) -> dict[int, str]:
+        """Why pictures of a streamed set could not be decoded, by number; of other sets it is empty."""
+        found: dict[int, str] = getattr(self.splits.train, "failed", {})
+        return found
+
+    @cached_property
+    def digests(self) -> tuple[str, str | None]:
+        """Of the training data, and of the set of reference images."""
+        return self.splits.train.digest(), None if self.outliers is None else self.outliers.digest()
+
     def stateful(self) -> Iterator[tuple[str, Any]]:
         yield from (
             ("model", self.model),
@@ -127,6 +139,8 @@ class Parts:
             **chains,
             "random": self.world.gathered(random_state(self.generator)),
             "progress": vars(self.progress),
+            "accumulate": self.recipe.training.accumulate,
+            "failed": dict(self.failed),
             "batch_sizes": [self.batch_sizes[0], self.batch_sizes[-1], len(self.batch_sizes)],
         }
 

@@ -50,7 +50,7 @@ def train_step(parts: Parts, forward: Any, images: Tensor, labels: Tensor, total
 
     Returns:
         The loss, its parts, and how many images were classified right, where any were: of the whole batch. Of several
-        processes the parts say too how many are `asked` to stop.
+        processes on CPUs the parts say too how many are `asked` to stop.
     """
     task, world = task_of(parts), parts.world
     total = total or len(labels) * world.size
@@ -63,7 +63,8 @@ def train_step(parts: Parts, forward: Any, images: Tensor, labels: Tensor, total
             found = _backward(parts, task, forward, some, their, len(their) / total)
         sums = {name: sums.get(name, 0) + value for name, value in found.items()}
     if world.size > 1:
-        sums["asked"] = sums["loss"].new_tensor(parts.asked())
+        if parts.device.type == "cpu":
+            sums["asked"] = sums["loss"].new_tensor(parts.asked())
         sums = world.sum_of_each(sums, running_statistics(parts.model))
     terms = sums
     loss, correct = terms.pop("loss"), terms.pop("correct", None)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 from torch import Tensor
 
 from ebmhybrid.data.tokens import TokenSet
-from ebmhybrid.errors import ElsewhereError, TrainingError
 from ebmhybrid.training import checkpoint
-from ebmhybrid.training.guard import DivergedError, divergence
+from ebmhybrid.training.guard import DivergedError, divergence, stop_all
 from ebmhybrid.training.log import NoLog, RunLog
 from ebmhybrid.training.records import save
 from ebmhybrid.training.setup import Parts
@@ -32,15 +30,10 @@ def check(loss: Tensor, terms: dict[str, Tensor], parts: Parts, folder: Path) ->
         return
     values = ", ".join(f"{name} = {value.item():g}" for name, value in terms.items())
     at = parts.progress
-    _stop(
+    stop_all(
         parts,
         f"the loss is not finite at step {at.step}, epoch {at.epoch + 1} ({values}); {_advice(parts, folder)}",
     )
-
-
-def _stop(parts: Parts, message: str) -> NoReturn:
-    """End at what every process has found alike; one of them says it."""
-    raise TrainingError(message) if parts.world.main else ElsewhereError("process 0 says why")
 
 
 def _advice(parts: Parts, folder: Path) -> str:
@@ -63,7 +56,7 @@ def end_epoch(parts: Parts, folder: Path, log: RunLog | NoLog) -> None:
     if not all(map(math.isfinite, rank)):
         if parts.sampler is not None:
             raise DivergedError("the validation loss is not finite")
-        _stop(parts, f"the validation loss is not finite at step {at.step}: {_advice(parts, folder)}")
+        stop_all(parts, f"the validation loss is not finite at step {at.step}: {_advice(parts, folder)}")
     log.record("validation", at.step, at.epoch, found)
     epochs = -(-parts.total_steps // parts.steps_per_epoch)
     log.say(
@@ -72,8 +65,7 @@ def end_epoch(parts: Parts, folder: Path, log: RunLog | NoLog) -> None:
         + f"{task.said(trained, found)}  {trained['images_per_second']:.0f} {units(parts)}/s  "
         f"left {log.time_left(at.step)}"
     )
-    if getattr(parts.splits.train, "skipped", 0):
-        log.say("; ".join(parts.splits.train.findings), always=True)
+    _say_what_was_skipped(parts, log)
     if at.step_in_epoch == parts.steps_per_epoch:  # else max_steps cut it short, and a resumed run goes on within it
         at.epoch, at.step_in_epoch = at.epoch + 1, 0
     if not at.best or rank > at.best[:-1]:
@@ -87,6 +79,14 @@ def end_epoch(parts: Parts, folder: Path, log: RunLog | NoLog) -> None:
 
 def units(parts: Parts) -> str:
     return "sequences" if isinstance(parts.splits.train, TokenSet) else "images"
+
+
+def _say_what_was_skipped(parts: Parts, log: RunLog | NoLog) -> None:
+    """Of the pictures that cannot be decoded each process has met its own."""
+    for failed in parts.world.of_each(parts.failed):
+        parts.failed.update(failed)
+    if parts.failed and (notes := parts.splits.train.findings):
+        log.say("; ".join(notes), always=True)
 
 
 def best_figures(parts: Parts) -> dict[str, float]:
