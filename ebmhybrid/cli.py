@@ -12,7 +12,7 @@ from ebmhybrid._version import __version__
 from ebmhybrid.cli_eval import evaluate
 from ebmhybrid.cli_probe import probe
 from ebmhybrid.cli_sample import sample
-from ebmhybrid.terminal import Examples, OneLineErrors, data_options, guarded, strict_option
+from ebmhybrid.terminal import Examples, OneLineErrors, data_options, guarded, is_main, strict_option
 
 
 @click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -77,6 +77,8 @@ def train(
     changes = [*overrides, *more]
 
     def work() -> None:
+        # Before torch is loaded: its own warnings and stacks of several processes would hide our line.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         from ebmhybrid.recipe import load_recipe
 
         source = Path(str(resume)) / "config.yaml" if named else "digits_hdge" if recipe is None else recipe
@@ -99,7 +101,7 @@ def train(
         )
         if run.signal:
             sys.exit(128 + run.signal)
-        if os.environ.get("RANK", "0") != "0":
+        if not is_main():
             return
         best = run.metrics
         reached = f"accuracy {100 * best['accuracy']:.2f} %" if "accuracy" in best else f"loss {best['loss']:.4f}"

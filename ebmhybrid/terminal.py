@@ -52,8 +52,12 @@ def _one_line(message: str) -> str:
 
 def _of_process() -> str:
     """Which of several processes speaks, where it is not the first."""
-    rank = os.environ.get("RANK", "0")
-    return "" if rank == "0" else f" on process {rank} of {os.environ.get('WORLD_SIZE', '?')}"
+    return "" if is_main() else f" on process {os.environ.get('RANK')} of {os.environ.get('WORLD_SIZE')}"
+
+
+def is_main() -> bool:
+    """Whether this process is alone, or the one of several that speaks."""
+    return os.environ.get("WORLD_SIZE", "1") in ("0", "1") or os.environ.get("RANK", "0") == "0"
 
 
 class WrongUsage(click.ClickException):

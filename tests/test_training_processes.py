@@ -83,7 +83,7 @@ def test_what_one_process_cannot_do_ends_all_with_one_line(found) -> None:
 
 
 def test_a_batch_too_small_to_share_and_a_device_for_several_are_refused(found) -> None:
-    assert "training.batch_size = 2: is shared by 2 processes" in found["too small"]["printed"][0]
+    assert "training.batch_size = 2: must be at least 4, two images for each" in found["too small"]["printed"][0]
     assert found["too small"]["statuses"] == [2, 1]
     assert found["one device"]["statuses"] == [2, 2]
     assert "device 'cuda:0' is one for 2 processes" in found["one device"]["printed"][0]

@@ -66,8 +66,12 @@ def load_folder(
         names: list[bytes] = []
         sizes: list[int] = []
         labels: list[int] = []
+        empty: list[str] = []
         for label, kind in enumerate(classes):
-            for file, length in sorted(_pictures(root / kind)):
+            found_here = sorted(_pictures(root / kind))
+            if not found_here:
+                empty.append(kind)
+            for file, length in found_here:
                 names.append(os.fsencode(f"{kind}/{file}"))
                 sizes.append(length)
                 labels.append(label)
@@ -75,6 +79,7 @@ def load_folder(
         raise DataError(f"{name}: {error.filename} cannot be read ({error.strerror})") from error
     if not names:
         raise DataError(f"{name}: no picture ({', '.join(sorted(ENDINGS))}) in the sub-folders of {root}")
+    without = [f"{len(empty)} classes have no picture, the first is {empty[0]}"] if empty else []
     found = StreamedSet(
         name,
         PictureFiles(root, names, sizes),
@@ -82,7 +87,7 @@ def load_folder(
         torch.tensor(labels),
         tuple(classes),
         size,
-        (f"whole pictures decoded to RGB and resized to {size}x{size} (bilinear)",),
+        (f"whole pictures decoded to RGB and resized to {size}x{size} (bilinear)", *without),
         workers=workers,
         strict=strict,
     )

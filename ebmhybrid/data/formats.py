@@ -160,7 +160,7 @@ def decode_picture(file: Path | IO[bytes], size: int) -> Array:
     Raises:
         PictureError: it cannot be decoded, or has more than 8 bits a channel.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with opened_picture(file) as picture:
@@ -171,6 +171,8 @@ def decode_picture(file: Path | IO[bytes], size: int) -> Array:
             return np.asarray(rgb.resize((size, size), Image.Resampling.BILINEAR))
     except PictureError:
         raise
+    except UnidentifiedImageError as error:  # whose text has the address of an object
+        raise PictureError("cannot be decoded as a picture: it is none by its content") from error
     except Exception as error:  # a damaged or hostile file raises whatever its parser happens to stumble on
         raise PictureError(f"cannot be decoded as a picture: {' '.join(str(error).split())}") from error
 

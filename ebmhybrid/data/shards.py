@@ -28,7 +28,7 @@ from ebmhybrid.errors import DataError
 ENDINGS = {"jpg", "jpeg", "png", "webp"}
 LARGEST_PICTURE = 2**28  # bytes of an encoded picture: 256 MiB
 LONGEST_NAME = 1024
-MOST_SHARDS = 10**6
+MOST_SHARDS = 100_000
 END_OF_ARCHIVE = bytes(tarfile.BLOCKSIZE)
 
 
@@ -112,7 +112,9 @@ def find_shards(pattern: str) -> list[Path]:
         else:
             if any(abs(int(last) - int(first)) >= MOST_SHARDS for first, last in RANGE.findall(pattern)):
                 raise ValueError(f"a range of more than {MOST_SHARDS} numbers")
-            shards = [Path(file).expanduser() for file in islice(braceexpand(pattern), MOST_SHARDS)]
+            shards = [Path(file).expanduser() for file in islice(braceexpand(pattern), MOST_SHARDS + 1)]
+            if len(shards) > MOST_SHARDS:
+                raise ValueError(f"names more than {MOST_SHARDS} files")
     except (OSError, ValueError) as error:
         raise DataError(f"shards:{pattern}: {error}") from error
     if not shards:

@@ -16,6 +16,7 @@ from ebmhybrid.data.pictures import Decoded, Decoder, Pictures, Positions, decod
 from ebmhybrid.data.sets import ImageSet, adapt, as_input
 from ebmhybrid.errors import DataError
 
+LEFT_OUT = "decoded and are left out"
 STREAM_ABOVE = 2**30  # bytes of decoded pictures, 1 GiB: a set of fewer is kept in memory
 CHUNK = 256  # pictures decoded at a time for a set in memory
 
@@ -159,7 +160,7 @@ class StreamedSet(Labelled):
             first = next(reason for row, reason in self.failed.items() if row in self.rows)
             if not n:
                 self._fail(f"none of its {len(self)} pictures can be decoded, the first is {first}")
-            left_out = f"{len(self) - n} of {len(self)} pictures cannot be decoded and are left out"
+            left_out = f"{len(self) - n} of {len(self)} pictures cannot be {LEFT_OUT}"
             notes = (*notes, f"{left_out}, the first is {first}")
         whole = ImageSet(self.name, images[:n], labels, self.classes, notes, self.batch_size)
         return whole.to(self.labels.device)

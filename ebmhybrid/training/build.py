@@ -12,7 +12,7 @@ from ebmhybrid.data.order import LEAST
 from ebmhybrid.data.streamed import StreamedSet
 from ebmhybrid.data.text_splits import load_text_splits
 from ebmhybrid.data.tokens import TokenSet
-from ebmhybrid.errors import CheckpointError, RecipeError
+from ebmhybrid.errors import CheckpointError, DataError, RecipeError
 from ebmhybrid.models import Normalize, architecture_of, build_model
 from ebmhybrid.models.sync_norm import synchronize_batch_norm
 from ebmhybrid.schema import Recipe
@@ -92,7 +92,7 @@ def build_parts(
     pad, size = recipe.data.augment.pad, splits.train.shape[-1]
     if pad >= size:
         raise RecipeError(f"data.augment.pad = {pad}: must be less than the image size {size}")
-    _check_shares(recipe, world)
+    _check_shares(recipe, len(splits.train), world)
     seed_global(recipe.seed)
     architecture = architecture_of(recipe.model.name, _facts(splits.train), recipe.model.arguments())
     model = build_model(**architecture)
@@ -141,13 +141,17 @@ def build_parts(
     )
 
 
-def _check_shares(recipe: Recipe, world: World) -> None:
+def _check_shares(recipe: Recipe, images: int, world: World) -> None:
     """Each process needs two images of each part of a batch, or BatchNorm has nothing to take a variance of."""
     training = recipe.training
+    if images < LEAST * world.size:
+        raise DataError(
+            f"{recipe.data.train}: {images} training images are too few for {world.size} processes, which need two each"
+        )
     if training.batch_size < (needed := LEAST * world.size * training.accumulate):
         raise RecipeError(
-            f"training.batch_size = {training.batch_size}: is shared by {world.size} processes in training.accumulate "
-            f"= {training.accumulate} parts, and must be at least {needed}"
+            f"training.batch_size = {training.batch_size}: must be at least {needed}, two images for each of "
+            f"training.accumulate = {training.accumulate} parts on each of {world.size} processes"
         )
 
 

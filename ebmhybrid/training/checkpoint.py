@@ -151,7 +151,10 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> nn.Modul
     if texts.get("format") != FORMAT:
         raise CheckpointError(f"{path}: its metadata names no ebmhybrid format {FORMAT} (got {texts.get('format')})")
     if texts.get("sha256") not in (None, tensors_digest(tensors)):  # earlier versions wrote none
-        raise CheckpointError(f"{path}: damaged, its weights do not have the sha256 that they were saved with")
+        raise CheckpointError(
+            f"{path}: damaged, its weights do not have the sha256 that they were saved with; name another weight "
+            "file of the run, or go on with it by --resume"
+        )
     try:
         metadata = {key: json.loads(value) if key in _JSON_KEYS else value for key, value in texts.items()}
         metadata["image_shape"] = [int(size) for size in metadata["image_shape"]]

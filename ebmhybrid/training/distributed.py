@@ -175,16 +175,22 @@ def joined(device: str) -> Iterator[World]:
         yield World(dist.get_rank(), dist.get_world_size(), _number("LOCAL_RANK", dist.get_rank()), by)
         return
     size = _number("WORLD_SIZE", 1)
-    if size == 1:
+    if size <= 1:
         yield World()
         return
-    world = World(_number("RANK"), size, _number("LOCAL_RANK", 0))
+    world, timeout = World(_number("RANK"), size, _number("LOCAL_RANK", 0)), timedelta(seconds=_timeout())
+    _number("MASTER_PORT")
+    if world.rank >= size or not os.environ.get("MASTER_ADDR"):
+        raise UsageError(
+            f"RANK = {world.rank} must be below WORLD_SIZE = {size}, and MASTER_ADDR name a machine, got "
+            f"{os.environ.get('MASTER_ADDR', '')!r}: start them by torchrun"
+        )
     if device.startswith("cuda:"):
         raise UsageError(f"device {device!r} is one for {size} processes; take cuda, and each takes its own")
     on_gpu = device in ("auto", "cuda") and torch.cuda.is_available()
     try:
         # gloo beside nccl, for what is no tensor on a GPU
-        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=timedelta(seconds=_timeout()))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=timeout)
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise TrainingError(f"process {world.rank} of {size} could not meet the others: {reason}") from error

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ebmhybrid.data import ImageSet, Splits, batch_indices
+from ebmhybrid.data.streamed import LEFT_OUT
 from ebmhybrid.errors import EbmhybridError, UsageError
 from ebmhybrid.kernels.support import check_backend
 from ebmhybrid.schema import Recipe
@@ -150,7 +151,7 @@ def _run(parts: Parts, folder: Path, show: bool, notes: list[str]) -> Run:
             f"{parts.recipe.name}: {len(train_set)} training {units(parts)}, {parts.total_steps} steps, {processes}"
             f"{parts.device}, {str(parts.precision).removeprefix('torch.')}; {folder}"
         )
-        for note in notes:
+        for note in [*notes, *(note for note in train_set.notes if LEFT_OUT in note)]:
             log.say(note, always=True)
         with Interrupt(patience=PATIENCE_S if world.size > 1 else 0.0) as interrupt:
             parts.asked = lambda: interrupt.signal is not None

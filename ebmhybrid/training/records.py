@@ -15,6 +15,7 @@ from typing import TextIO
 from ebmhybrid.errors import CheckpointError
 from ebmhybrid.training import checkpoint
 from ebmhybrid.training.atomic import LEFTOVER, flush_folder, remove_leftovers, write_atomically
+from ebmhybrid.training.config import write_config
 from ebmhybrid.training.environment import TIME, environment
 from ebmhybrid.training.order import name_order
 from ebmhybrid.training.setup import Parts
@@ -128,6 +129,8 @@ def check_unused(folder: Path) -> None:
         used = folder.exists() and (not folder.is_dir() or not all(map(_left_by_a_start, folder.iterdir())))
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be read ({error.strerror})") from error
+    if used and folder.is_dir() and _in_use(folder / ".lock"):
+        raise CheckpointError(f"{folder}: another process is training there")
     if used:
         raise CheckpointError(f"{folder}: exists and is not an empty directory; take another --out, or --resume it")
 
@@ -186,8 +189,8 @@ def find_resumable(root: str | Path, recipe: str) -> Path | None:
 
 def write_records(folder: Path, parts: Parts) -> None:
     """config.yaml, the recipe with every default, and env.json: versions, machine, data."""
-    config, made_on = parts.recipe.to_yaml(), json.dumps(environment(parts), indent=2) + "\n"
-    write_atomically(folder / "config.yaml", lambda path: path.write_text(config, encoding="utf-8"))
+    made_on = json.dumps(environment(parts), indent=2) + "\n"
+    write_config(folder / "config.yaml", parts.recipe)
     write_atomically(folder / "env.json", lambda path: path.write_text(made_on, encoding="utf-8"))
 
 

@@ -11,6 +11,7 @@ from ebmhybrid.recipe import load_recipe
 from ebmhybrid.schema import Recipe
 from ebmhybrid.training import records
 from ebmhybrid.training.checkpoint import NoStateError, load_latest_state
+from ebmhybrid.training.config import check_config
 from ebmhybrid.training.randomness import derived_seed, seed_global, set_random_state
 from ebmhybrid.training.setup import Parts, Progress
 
@@ -25,6 +26,7 @@ CHANGEABLE = (
     "data.workers",
 )
 # What a run goes on with, if not as it would have gone on: `restore` says what changes.
+SHOWN = 5
 RESCALED = ("training.batch_size", "training.accumulate")
 
 
@@ -68,9 +70,21 @@ def with_state(start: Start) -> Start:
     assert start.folder is not None
     try:
         state, note = load_latest_state(start.folder)
-    except NoStateError:
+    except NoStateError as error:
+        if _has_come_further(start.folder):
+            raise CheckpointError(
+                f"{start.folder}: its training state is gone, so it cannot go on, and it would begin over its own "
+                "weights and figures; start a new run"
+            ) from error
         return replace(start, notes=["nothing was saved before it stopped: it begins at step 0"])
     return replace(start, state=state, notes=[note] if note else [])
+
+
+def _has_come_further(folder: Path) -> bool:
+    """Whether a run has written what comes after its first state."""
+    weights = (folder / "checkpoints" / f"{name}.safetensors" for name in ("last", "best"))
+    metrics = folder / "metrics.jsonl"
+    return any(path.exists() for path in weights) or (metrics.is_file() and metrics.stat().st_size > 0)
 
 
 def resumed_recipe(folder: Path, overrides: list[str], wanted: Recipe | None = None) -> Recipe:
@@ -84,14 +98,17 @@ def resumed_recipe(folder: Path, overrides: list[str], wanted: Recipe | None = N
     """
     if not (folder / "config.yaml").is_file():
         raise CheckpointError(f"{folder}: no run to resume, it holds no config.yaml")
+    check_config(folder / "config.yaml")
     saved = load_recipe(folder / "config.yaml")
     changed = wanted or load_recipe(folder / "config.yaml", overrides)
     before, after = _flat(saved.model_dump()), _flat(changed.model_dump())
     differing = [key for key in before.keys() | after.keys() if before.get(key) != after.get(key)]
     fixed = sorted(key for key in differing if not key.startswith((*CHANGEABLE, *RESCALED)))
     if fixed:
-        values = "; ".join(f"{key} is {before.get(key)}, not {after.get(key)}" for key in fixed)
-        raise CheckpointError(f"{folder}: cannot change on resuming: {values}. Start a new run for that")
+        values = "; ".join(f"{key} is {before.get(key)}, not {after.get(key)}" for key in fixed[:SHOWN])
+        more = f" and {len(fixed) - SHOWN} more" if len(fixed) > SHOWN else ""
+        how = ", with another --out or without --resume auto" if wanted else ""
+        raise CheckpointError(f"{folder}: cannot change on resuming: {values}{more}. Start a new run for that{how}")
     timed = (*CHANGEABLE[:2], *RESCALED[:1])
     if saved.schedule.name == "one_cycle" and any(key in differing for key in timed):
         raise CheckpointError(

@@ -76,6 +76,7 @@ class Parts:
     world: World = ALONE
     replica: nn.Module | None = None
     asked: Callable[[], bool] = bool  # whether a signal has asked this process to stop; without one False
+    told: int = 0  # of so many pictures that cannot be decoded
     progress: Progress = field(default_factory=Progress)
     meter: Meter = field(default_factory=Meter)
 

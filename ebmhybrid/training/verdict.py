@@ -85,8 +85,9 @@ def _say_what_was_skipped(parts: Parts, log: RunLog | NoLog) -> None:
     """Of the pictures that cannot be decoded each process has met its own."""
     for failed in parts.world.of_each(parts.failed):
         parts.failed.update(failed)
-    if parts.failed and (notes := parts.splits.train.findings):
-        log.say("; ".join(notes), always=True)
+    if len(parts.failed) > parts.told:
+        log.say("; ".join(parts.splits.train.findings), always=True)
+        parts.told = len(parts.failed)
 
 
 def best_figures(parts: Parts) -> dict[str, float]:
