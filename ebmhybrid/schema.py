@@ -101,6 +101,10 @@ class Reference(Locked):
     set: str | None = None
     fraction: Annotated[float, Field(gt=0, le=16)] = 0.5
 
+    def count_for(self, images: int) -> int:
+        """How many reference images go with so many images."""
+        return max(1, round(self.fraction * images))
+
     @model_validator(mode="after")
     def _has_one_source(self) -> Reference:
         if bool(self.families) == (self.set is not None):

@@ -18,7 +18,8 @@ from torch import Tensor
 
 import ebmhybrid as eh
 from ebmhybrid.losses import SupConLoss, gcrl_loss, supcon_loss
-from ebmhybrid.losses.gathered import gathered, own_mean, processes, rank, row_counts, shared_log_sum
+from ebmhybrid.losses.gathered import gathered, own_mean, row_counts, shared_log_sum
+from ebmhybrid.messages import processes, rank
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch was built without torch.distributed")
 

@@ -65,6 +65,7 @@ def test_root_names_resolve_and_wrong_ones_do_not() -> None:
 ALLOWED = {
     "codes": set(),
     "array_files": set(),
+    "messages": set(),
     "tensor_files": set(),
     "energies": {"kernels"},
     "errors": set(),
@@ -77,8 +78,8 @@ ALLOWED = {
     "embedding": {"energies", "errors", "evaluate", "teaching"},
     "schema": {"network", "terms"},
     "recipe": {"errors", "schema"},
-    "losses": {"codes", "energies", "kernels", "losses"},
-    "models": {"codes", "errors", "models", "tensor_files", "vocabulary"},
+    "losses": {"codes", "energies", "kernels", "losses", "messages"},
+    "models": {"codes", "errors", "messages", "models", "tensor_files", "vocabulary"},
     "data": {"array_files", "errors", "data", "vocabulary"},
     "training": {
         "errors",
@@ -91,6 +92,7 @@ ALLOWED = {
         "models",
         "losses",
         "kernels",
+        "messages",
         "sampling",
         "tensor_files",
         "training",

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ebmhybrid.losses.gathered import all_parts, rank
+from ebmhybrid.messages import all_parts, rank
 
 MAX_ROWS = 4096
 

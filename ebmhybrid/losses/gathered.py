@@ -14,7 +14,8 @@ order; otherwise they wait for each other. Without other processes all of them d
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,35 +24,50 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ebmhybrid.messages import all_parts, all_reduced, processes, rank
 
-def processes() -> int:
-    """How many processes work together: those of torch.distributed's default group, 1 where there is none."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def rank() -> int:
-    """Which of them this one is, from 0 on."""
-    return dist.get_rank() if processes() > 1 else 0
+_shares: tuple[tuple[int, ...], tuple[int, ...]] | None = None
 
 
-def all_parts(own: Tensor) -> list[Tensor]:
-    """The tensors of all processes, of one shape, by rank; without gradient."""
-    parts = [torch.empty_like(own, memory_format=torch.contiguous_format) for _ in range(processes())]
-    dist.all_gather(parts, own.contiguous())
-    return parts
+@contextmanager
+def known_shares(images: Sequence[int], references: Sequence[int]) -> Iterator[None]:
+    """Inside, the processes need not ask each other how many images and reference images each holds, by rank.
+
+    Every process must say the same.
+    """
+    global _shares
+    _shares = tuple(images), tuple(references)
+    try:
+        yield
+    finally:
+        _shares = None
+
+
+def _known(counts: tuple[int, ...]) -> tuple[tuple[int, ...], ...] | None:
+    """Of all processes what this one has so many of: views of its images, or images and reference images."""
+    if _shares is None:
+        return None
+    images, references = _shares
+    views, over = divmod(counts[0], images[rank()])
+    others = references if len(counts) > 1 and counts[1] else (0,) * len(images)
+    if over or (len(counts) > 1 and (views != 1 or counts[1] != others[rank()])):
+        raise ValueError(f"{counts} rows are not those of {images[rank()]} images and {references[rank()]} others")
+    return tuple((views * n, m)[: len(counts)] for n, m in zip(images, others, strict=True))
 
 
 def row_counts(device: torch.device, *counts: int) -> tuple[tuple[int, ...], ...]:
     """These numbers of each process, by rank.
 
     They are read on the host: exchanged there too where the group has a backend for it (as `cpu:gloo,cuda:nccl` has),
-    else on the device, which is then waited for.
+    else on the device, which is then waited for. Within :func:`known_shares` nothing is exchanged.
 
     >>> row_counts(torch.device("cpu"), 3, 4)
     ((3, 4),)
     """
     if processes() == 1:
         return (counts,)
+    if (known := _known(counts)) is not None:
+        return known
     own = torch.tensor(counts, device="cpu" if "cpu:" in dist.get_backend_config() else device)
     return tuple(tuple(part) for part in torch.stack(all_parts(own)).tolist())
 
@@ -82,7 +98,7 @@ class _AllGather(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         total = grad.clone(memory_format=torch.contiguous_format)  # all_reduce writes into what it is given
-        dist.all_reduce(total)
+        all_reduced(total)
         return total.narrow(0, ctx.first, ctx.count), None
 
 
@@ -133,7 +149,7 @@ class _SharedLogSum(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         own, total = ctx.saved_tensors
         asked = grad.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(asked)
+        all_reduced(asked)
         # A process without rows has a log-sum of -inf, and if all have, inf - inf is NaN.
         return asked * torch.exp(own - total).where(own > -math.inf, own.new_zeros(()))
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from ebmhybrid.kernels import at_least_float32
 from ebmhybrid.losses.baselines import supcon_loss
 from ebmhybrid.losses.code_contrast import LEAST_TEMPERATURE, check_number, described, scaled
-from ebmhybrid.losses.gathered import processes, rank
+from ebmhybrid.messages import processes, rank
 
 Terms = dict[str, Tensor]
 

@@ -21,8 +21,9 @@ from ebmhybrid.losses.contrastive import (
     released_entries,
     smooth,
 )
-from ebmhybrid.losses.gathered import gathered, processes, row_counts, shared_log_sum
+from ebmhybrid.losses.gathered import gathered, row_counts, shared_log_sum
 from ebmhybrid.losses.rowwise import RowTerms, row_terms, weighted_sum
+from ebmhybrid.messages import processes
 
 Negatives = Literal["bank", "batch", "bank+batch"]
 

@@ -14,11 +14,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from ebmhybrid.messages import all_parts, all_reduced, processes
 
 
 def synchronize_batch_norm(model: nn.Module, *, on_cpu: bool) -> nn.Module:
@@ -67,7 +68,7 @@ class SyncedBatchNorm(_BatchNorm):
             raise ValueError(f"the input must be (N, C, ...), got {tuple(input.shape)}")
 
     def forward(self, input: Tensor) -> Tensor:
-        several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        several = processes() > 1
         if not (self.training and several):
             return super().forward(input)
         self._check_input_dim(input)
@@ -96,8 +97,7 @@ def shared_statistics(x: Tensor) -> tuple[Tensor, Tensor, float]:
     mean = x.sum(dims) / max(n, 1)
     squares = (x - mean.view(shape)).square().sum(dims)
     own = torch.cat([mean, squares, mean.new_tensor([n])])
-    parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, own)
+    parts = all_parts(own)
     means, squares, counts = torch.stack(parts).split([len(mean), len(mean), 1], dim=1)
     count = float(counts.sum())
     if count < 2:  # on every process
@@ -131,7 +131,7 @@ class _Normalized(torch.autograd.Function):
         unit = (x.to(mean.dtype) - mean.view(shape)) * scale.view(shape)
         own = torch.stack([grad.sum(dims), (grad * unit).sum(dims)])
         shared = own.clone()
-        dist.all_reduce(shared)
+        all_reduced(shared)
         along, tilt = (shared / ctx.count).view(2, *shape)
         factor = scale if weight is None else scale * weight
         inner = factor.view(shape) * (grad - along - unit * tilt)

@@ -55,7 +55,7 @@ def prepare(parts: Parts, forward: Forward, images: Tensor, labels: Tensor) -> B
     if kinds.mixup_alpha:
         images, targets = mixup(images, labels, parts.splits.train.num_classes, kinds.mixup_alpha, generator)
     if recipe.reference is not None:
-        extra = max(1, round(recipe.reference.fraction * len(labels)))
+        extra = recipe.reference.count_for(len(labels))
         if parts.outliers is None:
             others = reference_images(images, extra, recipe.reference.families, generator)
         else:

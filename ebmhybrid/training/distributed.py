@@ -21,6 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ebmhybrid.data.order import share_of
 from ebmhybrid.errors import ElsewhereError, TrainingError, UsageError
+from ebmhybrid.messages import all_reduced, received
 
 T = TypeVar("T")
 
@@ -50,23 +51,33 @@ class World:
     def sum(self, values: Tensor) -> Tensor:
         """The sum over processes of a tensor of one shape, in the place of the given one."""
         if self.size > 1:
-            dist.all_reduce(values)
+            all_reduced(values)
         return values
 
-    def sum_of_each(self, values: dict[str, Tensor], averaged: Sequence[Tensor] = ()) -> dict[str, Tensor]:
-        """`sum` of scalars by name, the same names on every process, in one message.
+    def sum_begun(self, values: dict[str, Tensor], averaged: Sequence[Tensor] = ()) -> Callable[[], dict[str, Tensor]]:
+        """`sum` of scalars by name, the same names on every process, in one message that is only begun.
 
         Arguments:
             averaged: tensors that become their means over processes in place, by the same message.
+
+        Returns:
+            What waits for the message's end and gives the sums. Until then the tensors are as they were.
         """
         if self.size == 1:
-            return values
+            return lambda: values
         scalars = torch.stack([value.double() for value in values.values()])
-        row = self.sum(torch.cat([scalars, *(tensor.double().flatten() for tensor in averaged)]))
-        sums, *means = row.split([len(scalars), *(tensor.numel() for tensor in averaged)])
-        for tensor, mean in zip(averaged, means, strict=True):
-            tensor.copy_(mean.view_as(tensor) / self.size)
-        return {name: value.to(values[name].dtype) for name, value in zip(values, sums.unbind(), strict=True)}
+        row = torch.cat([scalars, *(tensor.double().flatten() for tensor in averaged)])
+        message = dist.all_reduce(row, async_op=True)
+        assert message is not None
+
+        def end() -> dict[str, Tensor]:
+            received(message, row.device)
+            sums, *means = row.split([len(scalars), *(tensor.numel() for tensor in averaged)])
+            for tensor, mean in zip(averaged, means, strict=True):
+                tensor.copy_(mean.view_as(tensor) / self.size)
+            return {name: value.to(values[name].dtype) for name, value in zip(values, sums.unbind(), strict=True)}
+
+        return end
 
     def highest(self, number: int) -> int:
         """The largest of the processes' numbers."""

@@ -6,9 +6,13 @@ import inspect
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from ebmhybrid.messages import all_reduced, processes
 from ebmhybrid.training.setup import Parts
 
 
@@ -49,9 +53,23 @@ def replicate(parts: Parts, task: Any, forward: Any) -> nn.Module | None:
     options: dict[str, Any] = {
         no_broadcast: False,
         "find_unused_parameters": some_rest,
+        "bucket_cap_mb": None if parts.device.type == "cuda" else 25,  # else the first is smaller: a message more
         "gradient_as_bucket_view": not parts.recipe.training.compile,  # whose gradients are laid out otherwise
     }
-    return DistributedDataParallel(Replica(parts, task, forward), **options)
+    replica = DistributedDataParallel(Replica(parts, task, forward), **options)
+    if parts.device.type == "cpu":
+        replica.register_comm_hook(None, lambda _, bucket: _average_awake(bucket))
+    return replica
+
+
+def _average_awake(bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """The usual mean over processes, for the last of which the core is kept awake: nothing is left to compute."""
+    if not bucket.is_last():
+        found: torch.futures.Future[Tensor] = allreduce_hook(dist.group.WORLD, bucket)  # type: ignore[arg-type]
+        return found
+    mean: torch.futures.Future[Tensor] = torch.futures.Future()
+    mean.set_result(all_reduced(bucket.buffer().div_(processes())))
+    return mean
 
 
 def step_losses(parts: Parts, task: Any, forward: Any, batch: Any) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:

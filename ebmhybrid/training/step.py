@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from ebmhybrid.data.order import LEAST
+from ebmhybrid.data.order import LEAST, share_of
+from ebmhybrid.losses.gathered import known_shares
 from ebmhybrid.training import classify, encode
 from ebmhybrid.training.distributed import running_statistics
 from ebmhybrid.training.objective import CombinedLoss
@@ -59,17 +61,31 @@ def train_step(parts: Parts, forward: Any, images: Tensor, labels: Tensor, total
     parts.optimizer.zero_grad(set_to_none=True)
     sums: dict[str, Tensor] = {}
     for number, (some, their) in enumerate(zip(images.tensor_split(pieces), labels.tensor_split(pieces), strict=True)):
-        with gradients_wait(parts, number + 1 < pieces):
+        with gradients_wait(parts, number + 1 < pieces), _shares(parts, total, pieces, number):
             found = _backward(parts, task, forward, some, their, len(their) / total)
         sums = {name: sums.get(name, 0) + value for name, value in found.items()}
-    if world.size > 1:
-        if parts.device.type == "cpu":
-            sums["asked"] = sums["loss"].new_tensor(parts.asked())
-        sums = world.sum_of_each(sums, running_statistics(parts.model))
-    terms = sums
+    if world.size > 1 and parts.device.type == "cpu":
+        sums["asked"] = sums["loss"].new_tensor(parts.asked())
+    # The message is under way while the weights are updated.
+    told = world.sum_begun(sums, running_statistics(parts.model) if world.size > 1 else ())
+    norm = _update(parts)
+    terms = told()
+    if parts.average is not None:
+        parts.average.update_parameters(parts.model)
     loss, correct = terms.pop("loss"), terms.pop("correct", None)
-    _update(parts, terms)
-    return loss, terms, correct
+    return loss, terms if norm is None else {**terms, "grad_norm": norm}, correct
+
+
+def _shares(parts: Parts, total: int, pieces: int, number: int) -> AbstractContextManager[None]:
+    """The images and reference images of each process in a piece of a batch, which follow from the batch's size."""
+    if parts.world.size == 1:
+        return nullcontext()
+    reference = parts.recipe.reference
+    shares = [
+        end - begin for begin, end in (share_of(total, rank, parts.world.size) for rank in range(parts.world.size))
+    ]
+    images = [share // pieces + (number < share % pieces) for share in shares]
+    return known_shares(images, [0 if reference is None else reference.count_for(count) for count in images])
 
 
 def _backward(
@@ -115,17 +131,16 @@ def _sharpness_aware(parts: Parts, backward: Callable[[], Losses]) -> Losses:
     return found
 
 
-def _update(parts: Parts, terms: dict[str, Tensor]) -> None:
-    """The optimiser's step and what follows it; of a sampled run the gradient's norm joins the terms."""
-    clip = parts.recipe.training.grad_clip
+def _update(parts: Parts) -> Tensor | None:
+    """The optimiser's step; of a sampled run it returns the gradient's norm."""
+    clip, norm = parts.recipe.training.grad_clip, None
     weights = [*parts.model.parameters(), *parts.objective.parameters()]
     if parts.sampler is not None:
-        terms["grad_norm"] = nn.utils.get_total_norm([w.grad for w in weights if w.grad is not None])
+        norm = nn.utils.get_total_norm([w.grad for w in weights if w.grad is not None])
     if clip is not None:
         parts.scaler.unscale_(parts.optimizer)
         nn.utils.clip_grad_norm_(weights, clip)
     parts.scaler.step(parts.optimizer)
     parts.scaler.update()
     parts.scheduler.step()
-    if parts.average is not None:
-        parts.average.update_parameters(parts.model)
+    return norm

@@ -44,7 +44,6 @@ WORDS = [
         "objective=null",
         "data.train=npz:x.npz",
         "\udcff",
-        "\0",
         "\u202e",
         "{",
         "é" * 99,
