@@ -40,18 +40,18 @@ RIVALS = {
     train_step: {train_step.OURS, train_step.RELEASED, "released procedure, ring loss", *train_step.LADDER},
     sgld: {sgld.OURS, sgld.RELEASED, *sgld.LADDER},
     evaluate: {evaluate.OURS, evaluate.RIVAL},
-    processes: {processes.TWO, processes.ONE},
+    processes: {processes.TWO, processes.ONE, processes.APART},
 }
 
 
 class Alone:
     """Trains here, where a team would in processes of its own: to start them takes longer than the training."""
 
-    def __init__(self, *team: object) -> None:
+    def __init__(self, *team: object, apart: bool = False) -> None:
         pass
 
-    def run(self, recipe: str, overrides: list[str], folder: str) -> float:
-        return processes.time_between_steps(recipe, overrides, folder)
+    def run(self, recipe: str, overrides: list[str], batch: int, folder: str) -> float:
+        return processes.time_between_steps(recipe, [*overrides, f"training.batch_size={batch}"], folder)
 
     def end(self) -> None:
         pass
@@ -260,7 +260,7 @@ def test_a_team_says_what_went_wrong_goes_on_and_ends(tmp_path) -> None:
     try:
         for name in ("no_such_recipe", "nor_this_one"):
             with pytest.raises(RuntimeError, match=rf"RecipeError: .*{name}"):
-                team.run(name, [], str(tmp_path / "run"))
+                team.run(name, [], 8, str(tmp_path / "run"))
     finally:
         team.end()
     assert not any(worker.is_alive() for worker in team.workers)
