@@ -226,3 +226,31 @@ def test_what_is_contrasted_is_within_a_part_of_the_batch(tmp_path) -> None:
     assert losses[1]["ce"] == pytest.approx(losses[4]["ce"], rel=1e-5)
     # Against a quarter of the images: log 4 less where all score alike.
     assert losses[1]["contrastive"] - losses[4]["contrastive"] == pytest.approx(np.log(4), abs=0.1)
+
+
+def test_a_recipe_that_was_cut_or_edited_is_refused(whole, tmp_path) -> None:
+    """Defaults would fill what is missing, and an edited value would not be the one the run was begun with."""
+    run = shutil.copytree(whole, tmp_path / "run")
+    config = run / "config.yaml"
+    text = config.read_text()
+    for changed in (text[: len(text) // 2], text.replace("lr: 0.1", "lr: 0.7"), ""):
+        config.write_text(changed)
+        with pytest.raises(CheckpointError, match=r"config\.yaml: is not as the run wrote it"):
+            eh.train(resume=run, progress=False)
+    config.write_text(text)
+    assert eh.train(resume=run, progress=False).metrics
+
+
+def test_a_run_whose_state_is_gone_does_not_begin_over_its_own_weights(whole, tmp_path) -> None:
+    run = shutil.copytree(whole, tmp_path / "run")
+    for state in (run / "checkpoints").glob("*.state.pt"):
+        state.unlink()
+    with pytest.raises(CheckpointError, match="its training state is gone"):
+        eh.train(resume=run, progress=False)
+    assert weights_digest(eh.load_model(run)) == weights_digest(eh.load_model(whole))
+
+
+def test_another_way_to_accumulate_is_said(tmp_path, monkeypatch, capsys) -> None:
+    run = stopped_at(monkeypatch, 3, tmp_path / "run", "training.save_every=2")
+    eh.train(resume=run, overrides=["training.accumulate=2"])
+    assert "a batch was taken in 1 parts and now is in 2" in capsys.readouterr().err

@@ -144,7 +144,7 @@ def scan(shard: Path) -> Iterator[tuple[bytes, int, int, int]]:
     Raises:
         DataError: not an uncompressed tar file, truncated, or of samples that are not whole; the member is named.
     """
-    from webdataset.tariterators import base_plus_ext  # type: ignore[import-untyped]
+    from webdataset.tariterators import base_plus_ext
 
     key, sample, member = None, Sample(), None
     try:
