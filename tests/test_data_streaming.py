@@ -12,6 +12,7 @@ import select
 import shutil
 import signal
 import subprocess
+import sys
 import time
 import tracemalloc
 from pathlib import Path
@@ -496,3 +497,18 @@ def test_recipes_choose_how_pictures_are_read(folder, tmp_path):
         load_recipe("smoke", ["data.workers=-1"])
     with pytest.raises(DataError, match="workers must be at least 0"):
         load_set(f"folder:{folder}", workers=-1)
+
+
+def test_a_worker_that_starts_after_its_parent_was_killed_ends(tmp_path):
+    """By then it is another process's child, and must not take that one for its parent."""
+    code = (
+        "import os, sys, time\n"
+        "from ebmhybrid.data.pictures import _heed_parent\n"
+        "_heed_parent(int(sys.argv[1]), 0)\n"
+        "time.sleep(30)\n"
+        "os._exit(3)"
+    )
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    done = subprocess.run([sys.executable, "-c", code, str(gone.pid)], timeout=60)
+    assert done.returncode == 0

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import IO, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -144,7 +145,7 @@ def decoded(decoder: Decoder, chunks: list[Positions], workers: int, name: str) 
             sampler=chunks,
             num_workers=min(workers, len(chunks)) if several else 0,
             collate_fn=_as_it_is,  # type: ignore[arg-type]
-            worker_init_fn=_heed_parent,
+            worker_init_fn=partial(_heed_parent, os.getpid()),
             generator=torch.Generator(),  # else it draws from the global one
             multiprocessing_context="fork" if several and sys.platform == "linux" else None,
         )
@@ -188,9 +189,10 @@ def _signals_held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _heed_parent(worker: int) -> None:
+def _heed_parent(parent: int, worker: int) -> None:
+    # The parent says who it is: one that was killed before a worker came to ask would be taken for its foster parent.
     if hasattr(signal, "sigtimedwait"):  # not on macOS
-        threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
+        threading.Thread(target=_watch_parent, args=(parent,), daemon=True).start()
 
 
 def _watch_parent(parent: int) -> None:
