@@ -69,7 +69,7 @@ CASES: dict[str, list[str]] = {
     "ce linear_energy": [*CE, "training.linear_energy=true"],
     "linear_energy held off": [*REFERENCE, "training.linear_energy=true", BOTH_HELD_OFF],
     "logit_norm": [*NO_HDGE, "objective.logit_norm.weight=1.0"],
-    "ce accumulated": [*CE, "model.norm=none", "training.accumulate=3"],
+    "ce accumulated": [*CE, "model.norm=none", "training.accumulate=2"],
     "supcon": [*NO_HDGE, "objective.supcon.head_epochs=2", "training.max_steps=null", "data.augment.pad=1"],
     "supcon head": [*NO_HDGE, "objective.supcon.head_epochs=9", "training.max_steps=null", "data.augment.pad=1"],
     "energy_margin": [*CE, "objective.energy_margin.weight=0.1", *REFERENCE],
