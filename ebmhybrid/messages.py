@@ -1,8 +1,7 @@
 """Tensors that the processes of torch.distributed exchange, and how one waits for them.
 
-On a CPU the messages of a step are small, and a core that falls asleep while it waits for one takes longer to wake than
-the message takes: on a virtual machine with two cores an exchange after 15 ms of computing took 4.4 ms that way, and
-1.2 ms with the core kept awake. So for a while a waiting process only offers its core to others.
+On a CPU the messages of a step are small, and a core that falls asleep while it waits for one can take longer to wake
+than the message takes, on virtual machines above all. So for a while a waiting process only offers its core to others.
 """
 
 from __future__ import annotations
