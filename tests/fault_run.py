@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from kill_run import check, content_of, start
@@ -33,23 +33,28 @@ OVERRIDES = ["training.save_every=2", "training.ema=0.9", "model.dropout=0.2", "
 NOBODY = 65534
 
 
+def train_and_exit(arguments: list[str], writer: int, fault: Callable[[], Any]) -> NoReturn:
+    """The command line in a forked process, with a fault; what it prints goes to `writer`."""
+    status = 99
+    try:
+        os.dup2(writer, 1)
+        os.dup2(writer, 2)
+        fault()
+        command_line(["train", *arguments, "--quiet"])
+    except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else 1
+    except BaseException as error:
+        os.write(writer, repr(error).encode())
+    finally:
+        os._exit(status)
+
+
 def call(arguments: list[str], fault: Callable[[], Any]) -> dict[str, Any]:
     """Run the command line in a process of its own with a fault: its exit status or signal, and what it printed."""
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
-        status = 99
-        try:
-            os.dup2(writer, 1)
-            os.dup2(writer, 2)
-            fault()
-            command_line(["train", *arguments, "--quiet"])
-        except SystemExit as error:
-            status = error.code if isinstance(error.code, int) else 1
-        except BaseException as error:
-            os.write(writer, repr(error).encode())
-        finally:
-            os._exit(status)
+        train_and_exit(arguments, writer, fault)
     os.close(writer)
     with os.fdopen(reader, errors="replace") as pipe:
         printed = pipe.read()

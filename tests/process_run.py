@@ -15,14 +15,15 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from fault_run import train_and_exit
 from kill_run import content_of
 
 import ebmhybrid as eh
-from ebmhybrid.cli import main as command_line
 from ebmhybrid.training import engine
 from ebmhybrid.training.build import build_parts, load_data
 from ebmhybrid.training.step import train_step
@@ -51,18 +52,7 @@ def together(count: int, arguments: list[str], fault: Callable[[int], None] = la
         if not child:
             os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank)}
             os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-            status = 99
-            try:
-                os.dup2(writer, 1)
-                os.dup2(writer, 2)
-                fault(rank)
-                command_line(["train", *arguments, "--quiet"])
-            except SystemExit as error:
-                status = error.code if isinstance(error.code, int) else 0
-            except BaseException as error:
-                os.write(writer, repr(error).encode())
-            finally:
-                os._exit(status)
+            train_and_exit(arguments, writer, partial(fault, rank))
         os.close(writer)
         children.append(child)
         pipes.append(reader)

@@ -69,11 +69,11 @@ class Labelled:
         """
         if limit < 1:
             self._fail(f"limit must be at least 1, got {limit}")
-        if limit >= len(self):
-            return self
-        by_label = torch.argsort(self.labels, stable=True)
-        spaced = torch.arange(limit, device=by_label.device) * len(self) // limit
-        return self.select(by_label[spaced].sort().values).noted(f"{limit} of {len(self)} images")
+        return (
+            self
+            if limit >= len(self)
+            else self.select(spaced(self.labels, limit)).noted(f"{limit} of {len(self)} images")
+        )
 
     def keep_classes(self: Set, spec: str) -> Set:
         """Only the classes of `spec` ("0-6", "7,9", "0-2,5"), relabelled 0.. in ascending order.
@@ -105,6 +105,17 @@ class Labelled:
         if have != channels:
             notes.append("gray -> RGB" if channels == 3 else "RGB -> gray (ITU-R 601)")
         return notes
+
+
+def spaced(labels: Tensor, limit: int) -> Tensor:
+    """Where `limit` of the labels lie, ascending: evenly spaced over them in order, so that each keeps its share.
+
+    >>> spaced(torch.tensor([0, 1, 0, 1, 0, 0]), 3)
+    tensor([0, 1, 4])
+    """
+    by_label = torch.argsort(labels, stable=True)
+    places = torch.arange(limit, device=labels.device) * len(labels) // limit
+    return by_label[places].sort().values
 
 
 def parse_classes(spec: str, num_classes: int, name: str) -> list[int]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from ebmhybrid.data.labelled import spaced
 from ebmhybrid.errors import DataError
 from ebmhybrid.vocabulary import END, PADDING, START, Vocabulary, content
 
@@ -121,9 +122,7 @@ class TokenSet:
             self._fail(f"limit must be at least 1, got {limit}")
         if limit >= len(self):
             return self
-        by_label = torch.argsort(self.labels, stable=True)
-        spaced = torch.arange(limit, device=by_label.device) * len(self) // limit
-        return self.select(by_label[spaced].sort().values).noted(f"{limit} of {len(self)} sequences")
+        return self.select(spaced(self.labels, limit)).noted(f"{limit} of {len(self)} sequences")
 
     def digest(self) -> str:
         """sha256 of vocabulary, tokens, labels and targets, in hexadecimal: the same on every machine and device."""

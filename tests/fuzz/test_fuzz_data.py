@@ -154,7 +154,7 @@ def packed(kind: str) -> bytes:
 
 ARCHIVES = {kind: packed(kind) for kind in ("zip", "tar.gz")}
 NAMES = st.sampled_from([b"a/b.txt", b"a/c.txt", b"a/"])
-OTHERS = st.sampled_from([b"../x", b"/tmp/x", b"..", b"C:\\x", b"\0", b"\xff\xfe", b"a\\..\\..\\x"])
+OTHERS = st.sampled_from([b"../x", b"/x", b"..", b"C:\\x", b"\0", b"\xff\xfe", b"a\\..\\..\\x"])
 
 
 @fuzz(60, 300, changes=edits, kind=st.sampled_from(sorted(ARCHIVES)), names=st.none() | st.tuples(NAMES, OTHERS))
