@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import yaml
 from pydantic import Field, model_validator
@@ -44,6 +44,9 @@ Score = Literal[
     "odin",
 ]
 Attack = Literal["fgsm", "pgd", "apgd-ce", "apgd-dlr", "fab", "square", "cw", "aa"]
+
+
+Family = Literal["smooth", "patches", "inversions", "collages", "spectral", "warps", "mixtures"]
 
 
 class Augment(Locked):
@@ -94,12 +97,15 @@ class Data(Locked):
 class Reference(Locked):
     """Unlabelled reference images, `fraction` of a batch: a set by name, or made, in equal shares a family.
 
-    They join the columns of a live contrast, and are what energy_margin and outlier_exposure hold off.
+    They join the columns of a live contrast, and are what energy_margin and outlier_exposure hold off. With
+    `ascent_steps` each climbs the model's own log density first, pixels moving by `ascent_step_size` a step.
     """
 
-    families: list[Literal["smooth", "patches", "inversions"]] = []
+    families: list[Family] = []
     set: str | None = None
     fraction: Annotated[float, Field(gt=0, le=16)] = 0.5
+    ascent_steps: Annotated[int, Field(ge=0)] = 0
+    ascent_step_size: Annotated[float, Field(gt=0, le=1)] = 0.01
 
     def count_for(self, images: int) -> int:
         """How many reference images go with so many images."""
@@ -108,7 +114,13 @@ class Reference(Locked):
     @model_validator(mode="after")
     def _has_one_source(self) -> Reference:
         if bool(self.families) == (self.set is not None):
-            raise ValueError("needs either families (smooth, patches, inversions) or a set by name")
+            raise ValueError(f"needs either families ({', '.join(get_args(Family))}) or a set by name")
+        return self
+
+    @model_validator(mode="after")
+    def _step_size_is_of_steps(self) -> Reference:
+        if not self.ascent_steps and "ascent_step_size" in changed_fields(self):
+            raise ValueError("ascent_step_size belongs to ascent_steps >= 1")
         return self
 
 
@@ -225,11 +237,15 @@ class Recipe(Locked):
     def _parts_fit(self) -> Recipe:
         terms, hdge = self.objective, self.objective.hdge
         live = hdge is not None and hdge.negatives != "bank"
-        held_off = [name for name in ("energy_margin", "outlier_exposure") if getattr(terms, name) is not None]
+        held_off = [name for name in ("energy_margin", "outlier_exposure", "nce") if getattr(terms, name) is not None]
         if self.reference and not live and not held_off:
             raise ValueError(
-                "reference images enter live columns, energy_margin or outlier_exposure: objective.hdge.negatives must "
-                "be batch or bank+batch, or one of the two be there"
+                "reference images enter live columns, energy_margin, outlier_exposure or nce: objective.hdge.negatives "
+                "must be batch or bank+batch, or one of the three be there"
+            )
+        if hdge and hdge.reference_weight != 1 and not self.reference:
+            raise ValueError(
+                "objective.hdge.reference_weight needs reference images: reference.families or reference.set"
             )
         if self.reference and self.reference.set is not None:
             if self.reference.set in self.evaluation.ood:
@@ -242,6 +258,10 @@ class Recipe(Locked):
             raise ValueError("optimizer.sam_rho takes the gradient of a whole batch, not of training.accumulate parts")
         if self.optimizer.sam_rho and self.training.precision == "fp16":
             raise ValueError("optimizer.sam_rho takes two gradients a step, which the scaler of fp16 does not allow")
+        if self.reference and self.reference.ascent_steps and self.training.precision == "fp16":
+            raise ValueError(
+                "reference.ascent_steps need training.precision auto, bf16 or fp32: fp16 has too small a range"
+            )
         if terms.jem is None and changed_fields(self.guard):
             raise ValueError("guard watches training by samples: it needs objective.jem")
         if terms.jem is not None:
@@ -323,7 +343,7 @@ class Recipe(Locked):
             )
 
     def _rows_are_never_whole(self) -> None:
-        jem, name = self.objective.jem, self.model.name
+        jem, nce, name = self.objective.jem, self.objective.nce, self.model.name
         if name != "wide_resnet":
             raise ValueError(
                 f"training.linear_energy needs model.name=wide_resnet, whose features are known, got {name}"
@@ -332,6 +352,7 @@ class Recipe(Locked):
             "objective.hdge": (self.objective.hdge, "its negatives are whole rows of logits"),
             "objective.logit_norm": (self.objective.logit_norm, "it divides a row by its norm"),
             "objective.supcon": (self.objective.supcon, "its head has a way of its own"),
+            "objective.nce.learn_offset": (nce and nce.learn_offset, "the bias of the last layer learns the same"),
             "objective.jem of classes": (jem and jem.by_class, "its chains climb single logits"),
             "objective.jem.inner_steps": (jem and jem.inner_steps, "they pass the network in other parts"),
             "data.augment.mixup_alpha": (self.data.augment.mixup_alpha, "its targets are N x C"),

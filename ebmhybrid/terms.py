@@ -50,9 +50,12 @@ class HDGETerm(Locked):
     normalize: Literal["l2", "none"] = "l2"
     label_smoothing: Probability = 0.0
     bank_block: Count | None = None  # examples a row of the bank: larger is less to exchange between processes
+    reference_weight: Positive = 1.0  # of each reference image in the live columns, where an image of the batch has 1
 
     @model_validator(mode="after")
-    def _blocks_fit_into_the_bank(self) -> HDGETerm:
+    def _options_belong_together(self) -> HDGETerm:
+        if self.reference_weight != 1 and self.negatives == "bank":
+            raise ValueError("reference_weight is for live columns: negatives must be batch or bank+batch, got bank")
         if self.bank_block is not None and self.bank_block > self.bank_size:
             raise ValueError(f"bank_block must be at most bank_size = {self.bank_size}, got {self.bank_block}")
         return self
@@ -136,6 +139,19 @@ class OutlierExposureTerm(Locked):
     weight: Positive = 0.5
 
 
+class NCETerm(Locked):
+    """Data told from reference images by logsumexp f(x) - offset, as log odds (Gutmann & Hyvarinen 2010).
+
+    Then logsumexp f(x) is log p(x) relative to the reference. With weight 1, ce beside it, and the number of reference
+    images over that of images as `reference_weight` it is cross-entropy with a background class of logit `offset`.
+    """
+
+    weight: Positive = 1.0
+    reference_weight: Positive = 1.0
+    offset: Annotated[float, Field(allow_inf_nan=False)] = 0.0
+    learn_offset: bool = False  # from `offset` on; not decayed
+
+
 class LatentTerm(Locked):
     """What an encoder-decoder with Gaussian codes learns: a generative loss, a contrast of codes, or both.
 
@@ -186,13 +202,14 @@ class Objective(Locked):
     supcon: SupConTerm | None = None
     energy_margin: EnergyMarginTerm | None = None
     outlier_exposure: OutlierExposureTerm | None = None
+    nce: NCETerm | None = None
     z_loss: ZLossTerm | None = None
     latent: LatentTerm | None = None
     gcrl: GCRLTerm | None = None
 
     @model_validator(mode="after")
     def _has_a_term(self) -> Objective:
-        trains = ("ce", "hdge", "jem", "logit_norm", "supcon", "latent", "gcrl")
+        trains = ("ce", "hdge", "jem", "nce", "logit_norm", "supcon", "latent", "gcrl")
         if all(getattr(self, name) is None for name in trains):
             raise ValueError(f"needs at least one term of: {', '.join(trains)}")
         given = [name for name in Objective.model_fields if getattr(self, name) is not None]

@@ -6,6 +6,7 @@ Everything is float64 and loops or materialises what the fast version avoids.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -142,3 +143,34 @@ def z_loss(logits: Tensor) -> Tensor:
 def unit_logit(logits: Tensor, y: Tensor) -> Tensor:
     """(N,): the label's logit over the length of its row."""
     return torch.stack([unit(row)[label] for row, label in zip(logits, y.tolist(), strict=True)])
+
+
+def contrast_with_reference(
+    logits: Tensor,
+    reference: Tensor,
+    targets: Tensor,
+    weight: float,
+    temperature: float,
+    released: bool,
+    normalize: bool,
+) -> Tensor:
+    """-log( e^s_n / (sum_j e^s_j + w sum_m e^s_m) ), the mean over the images n; j the batch, m the references.
+
+    targets: (N, C). In the released form s is the score under the image's own label vector; in the paper's the loss of
+    each class counts by its probability.
+    """
+    f, others = (unit(logits), unit(reference)) if normalize else (logits, reference)
+    total = torch.zeros((), dtype=torch.float64)
+
+    def one(score: Callable[[Tensor], Tensor], own: Tensor) -> Tensor:
+        column = sum(score(row).exp() for row in f) + weight * sum(score(row).exp() for row in others)
+        return column.log() - score(own)
+
+    for own, target in zip(f, targets, strict=True):
+        if released:
+            total = total + one(lambda v, t=target: torch.logsumexp(t * v, 0) / temperature, own)
+            continue
+        for c, share in enumerate(target.tolist()):
+            if share:
+                total = total + share * one(lambda v, c=c: v[c] / temperature, own)
+    return total / len(f)

@@ -67,3 +67,31 @@ def logit_norm_floor(classes: int, temperature: float) -> float:
     own = math.sqrt((classes - 1) / classes)
     other = -1 / math.sqrt(classes * (classes - 1))
     return math.log1p((classes - 1) * math.exp((other - own) / temperature))
+
+
+def nce(logits: Tensor, reference: Tensor, offset: Tensor | float, weight: float) -> Tensor:
+    """Gutmann & Hyvarinen 2010: -E_data[log h] - w E_ref[log(1 - h)], h = e^{s-b} / (1 + e^{s-b}), e^s = sum_c e^{f_c}.
+
+    One image at a time.
+    """
+    total = logits.new_zeros(())
+    for rows, share, is_data in ((logits, 1.0, True), (reference, weight, False)):
+        for row in rows:
+            odds = sum(value.exp() for value in row) / torch.as_tensor(offset, dtype=torch.float64).exp()
+            right = odds / (1 + odds) if is_data else 1 / (1 + odds)
+            total = total - share * right.log() / len(rows)
+    return total
+
+
+def background_class(logits: Tensor, y: Tensor, reference: Tensor, offset: Tensor | float, weight: float) -> Tensor:
+    """Cross-entropy of C + 1 classes, summed over all images: the last class is the references', of logit b and mass w.
+
+    Its softmax is written out row by row.
+    """
+    total = logits.new_zeros(())
+    background = torch.as_tensor(offset, dtype=torch.float64)
+    for rows, labels, mass in ((logits, y.tolist(), 1.0), (reference, [logits.shape[1]] * len(reference), weight)):
+        for row, label in zip(rows, labels, strict=True):
+            powers = [value.exp() for value in [*row, background]]
+            total = total - mass * (powers[label] / sum(powers)).log()
+    return total

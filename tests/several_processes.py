@@ -36,7 +36,7 @@ RELEASED = ["objective.hdge.form=released", "objective.hdge.normalize=l2", "obje
 NO_HDGE = ["objective.hdge=null"]
 CE = [*NO_HDGE, "objective.ce.weight=1.0"]
 REFERENCE = ["reference.families=[smooth,inversions]", "reference.fraction=0.5"]
-BOTH_HELD_OFF = "objective={hdge: null, ce: {}, energy_margin: {}, outlier_exposure: {}}"
+ALL_HELD_OFF = "objective={hdge: null, ce: {}, energy_margin: {}, outlier_exposure: {}, nce: {offset: 0.5}}"
 JEM = ["objective.jem.steps=2", "objective.jem.buffer_size=64", "objective.jem.reinit=0.2"]
 CODES = ["model.options.latent=4", "model.options.width=4", "optimizer.lr=0.01"]
 GCRL = ["optimizer.lr=0.01", "schedule.warmup_steps=0"]
@@ -61,19 +61,23 @@ CASES: dict[str, list[str]] = {
     "hdge batch with reference": bank("batch", *REFERENCE),
     "hdge paper batch with reference": bank("batch", *LIVE, *REFERENCE),
     "hdge bank+batch with reference": bank("bank+batch", *REFERENCE, "training.grad_clip=1.0"),
+    "hdge bank+batch with weighted reference": bank(
+        "bank+batch", *REFERENCE, "objective.hdge.reference_weight=4.0", "training.grad_clip=1.0"
+    ),
     "hdge batch mixup": bank("batch", "data.augment.mixup_alpha=1.0"),
     "hdge paper bank+batch mixup": bank("bank+batch", *LIVE, "data.augment.mixup_alpha=1.0", "training.grad_clip=1.0"),
     "hdge sam": bank("bank+batch", "optimizer.sam_rho=0.1", "training.grad_clip=1.0"),
     "hdge ema augmented": bank("batch", "training.ema=0.9", "data.augment.pad=1", "data.augment.noise_std=0.1"),
     "ce z_loss": [*CE, "objective.z_loss.weight=0.01", "objective.ce.label_smoothing=0.1"],
     "ce linear_energy": [*CE, "training.linear_energy=true"],
-    "linear_energy held off": [*REFERENCE, "training.linear_energy=true", BOTH_HELD_OFF],
+    "linear_energy held off": [*REFERENCE, "training.linear_energy=true", ALL_HELD_OFF],
     "logit_norm": [*NO_HDGE, "objective.logit_norm.weight=1.0"],
     "ce accumulated": [*CE, "model.norm=none", "training.accumulate=2"],
     "supcon": [*NO_HDGE, "objective.supcon.head_epochs=2", "training.max_steps=null", "data.augment.pad=1"],
     "supcon head": [*NO_HDGE, "objective.supcon.head_epochs=9", "training.max_steps=null", "data.augment.pad=1"],
     "energy_margin": [*CE, "objective.energy_margin.weight=0.1", *REFERENCE],
     "outlier_exposure": [*CE, "objective.outlier_exposure.weight=0.5", *REFERENCE],
+    "nce": [*CE, "objective.nce={reference_weight: 0.5, learn_offset: true}", *REFERENCE],
     "jem": [*CE, *JEM, "objective.jem.l2=0.1"],
     "jem conditional": [*CE, *JEM, "objective.jem.target=conditional", "objective.jem.augment=false"],
     "jem class gaussian": [*CE, *JEM, "objective.jem.chains=class", "objective.jem.start=gaussian"],

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import naive_reference as naive
 import pytest
 import torch
 
 from ebmhybrid.data import FAMILIES, reference_images
-from ebmhybrid.data.reference import inversions, patches, smooth
+from ebmhybrid.data.reference_families import (
+    collages,
+    displaced,
+    inversions,
+    mixtures,
+    patches,
+    smooth,
+    spectral,
+    turned,
+    warps,
+)
 from ebmhybrid.errors import DataError
+
+EVERY = list(FAMILIES)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -19,11 +32,12 @@ def images(n: int = 8, *shape: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 28, 28), (3, 32, 32), (1, 3, 3)])
-@pytest.mark.parametrize("families", [["smooth"], ["patches"], ["inversions"], list(FAMILIES)])
+@pytest.mark.parametrize("families", [*([family] for family in EVERY), EVERY], ids="+".join)
 def test_shape_range_and_seed(shape, families):
     x = images(5, *shape)
     a, b, c = (reference_images(x, 7, families, generator(seed)) for seed in (1, 1, 2))
     assert a.shape == (7, *shape)
+    assert a.dtype == x.dtype
     assert a.min() >= 0
     assert a.max() <= 1
     assert torch.isfinite(a).all()
@@ -75,10 +89,139 @@ def test_smooth_fields_are_smoother_than_noise_and_vary_in_scale_contrast_and_br
     assert brightness.max() - brightness.min() > 0.4
 
 
-def test_nothing_is_drawn_from_the_global_state():
+def sources(one: torch.Tensor, x: torch.Tensor) -> list[int]:
+    """The images that share most pixels with this one, the nearest first."""
+    return (one == x).all(1).flatten(1).sum(1).argsort(descending=True).tolist()
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 30, 29), (1, 8, 8)])
+def test_collages_have_each_pixel_from_one_of_two_images_by_a_smooth_mask(shape):
+    x = images(6, *shape)
+    shares, borders, seen = [], [], set()
+    for one in collages(x, 60, generator()):
+        first, second = sources(one, x)[:2]
+        mask = (one == x[first]).all(0)
+        assert torch.equal(mask | (one == x[second]).all(0), torch.ones_like(mask))  # a pixel is whole: no colour mixed
+        shares.append(mask.float().mean().item())
+        borders.append((mask[:, 1:] != mask[:, :-1]).float().mean().item())
+        seen.add(frozenset((first, second)))
+    slack = 2 / min(shape[1:])  # the threshold is that of every fourth pixel
+    assert 0.25 - slack <= min(1 - share for share in shares)
+    assert max(shares) <= 0.75 + slack
+    assert max(shares) - min(shares) > 0.15  # of the larger part, in [1/2, 3/4]
+    assert max(borders) < 0.5 * (16 / shape[2]) ** 0.5  # 1/2 for independent pixels
+    assert len(seen) > 3
+
+
+def test_mixtures_lie_between_two_images_with_one_weight_each():
+    x = images(5).double()
+    made = mixtures(x, 40, generator())
+    found = torch.linalg.lstsq(x.flatten(1).T, made.flatten(1).T).solution.T.sort(descending=True).values
+    torch.testing.assert_close(found[:, :2].sum(1), torch.ones(40, dtype=torch.double))
+    torch.testing.assert_close(found[:, 2:], torch.zeros(40, 3, dtype=torch.double))
+    weights = found[:, 1].tolist()
+    assert 0.3 - 1e-6 <= min(weights) < 0.35
+    assert 0.45 < max(weights) <= 0.5
+
+
+def test_every_image_takes_part_in_pairs_and_none_with_itself():
+    x = torch.stack([torch.full((1, 8, 8), number / 4) for number in range(5)])
+    found = [one.unique().tolist() for one in collages(x, 5, generator())]
+    assert all(len(values) == 2 for values in found)
+    assert sorted(value for values in found for value in values) == sorted([0.0, 0.25, 0.5, 0.75, 1.0] * 2)
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (4, 6), (5, 5)])
+def test_turned_phases_are_those_of_the_two_literal_sums(shape):
+    x = images(2, 2, *shape).double()
+    noise = torch.randn(2, 1, *shape, generator=generator(1), dtype=torch.double)
+    literal = torch.stack(
+        [torch.stack([naive.turned(a, other[0]) for a in one]) for one, other in zip(x, noise, strict=True)]
+    )
+    torch.testing.assert_close(turned(x, noise), literal, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (3, 15, 9)])
+def test_spectral_images_keep_amplitudes_mean_colours_and_the_channels_phases_to_each_other(shape):
+    x = 0.5 + 0.01 * images(1, *shape).double()  # nothing to clamp
+    made = spectral(x, 4, generator())
+    own, theirs = torch.fft.fft2(x), torch.fft.fft2(made)
+    torch.testing.assert_close(theirs.abs(), own.abs().expand_as(theirs))
+    torch.testing.assert_close(made.mean((2, 3)), x.mean((2, 3)).expand(4, 3))
+    torch.testing.assert_close(theirs[:, 0] * theirs[:, 1].conj(), (own[:, 0] * own[:, 1].conj()).expand(4, -1, -1))
+    form = [
+        torch.corrcoef(torch.stack([one.flatten(), x[0].flatten()]))[0, 1].item()
+        for one in made - x.mean((2, 3), keepdim=True)
+    ]
+    assert max(map(abs, form)) < 0.3
+    assert not torch.allclose(made[0], made[1])
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (5, 7)])
+@pytest.mark.parametrize("amplitude", [0.0, 0.3, 2.5])
+def test_displaced_pixels_are_those_of_the_literal_sum(shape, amplitude):
+    x = images(2, 2, *shape).double()
+    shift = amplitude * (2 * torch.rand(2, 2, *shape, generator=generator(1), dtype=torch.double) - 1)
+    literal = torch.stack(
+        [torch.stack([naive.displaced(a, by) for a in one]) for one, by in zip(x, shift, strict=True)]
+    )
+    torch.testing.assert_close(displaced(x, shift), literal, rtol=0, atol=1e-10)
+    if not amplitude:
+        torch.testing.assert_close(literal, x)
+
+
+def test_warps_move_pixels_smoothly_and_by_their_amplitude():
+    rows = ((torch.arange(32) + 0.5) / 32)[:, None].expand(32, 32)
+    x = torch.stack([rows, rows.T])[None].double()  # a pixel's values are its place
+    shift = warps(x, 200, generator()) - x
+    largest = shift[:, :, 12:20, 12:20].abs().amax((1, 2, 3))  # inside nothing is mirrored
+    assert shift.abs().max() <= 0.35 + 1e-9
+    assert largest.max() > 0.25
+    assert shift.abs().amax((1, 2, 3)).min() > 0.05
+    steps = (shift[:, :, :, 1:] - shift[:, :, :, :-1])[:, :, 12:20, 12:20].abs().amax((1, 2, 3))
+    assert (steps / largest).median() < 0.3
+
+
+@pytest.mark.parametrize("family", ["warps", "collages", "mixtures", "patches"])
+def test_what_is_constant_stays_constant_and_in_range(family):
+    ones = torch.ones(3, 1, 28, 28)
+    assert torch.allclose(FAMILIES[family](ones, 20, generator()), ones[:1], atol=1e-6)
+    assert FAMILIES[family](ones, 20, generator()).max() <= 1
+
+
+@pytest.mark.parametrize("family", ["collages", "mixtures"])
+def test_of_a_single_image_there_is_no_other(family):
+    x = images(1)
+    torch.testing.assert_close(FAMILIES[family](x, 3, generator()), x.expand(3, -1, -1, -1))
+
+
+@pytest.mark.parametrize("family", EVERY)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_precisions_come_back_as_they_are(family, dtype):
+    made = FAMILIES[family](images(3).to(dtype), 4, generator())
+    assert made.dtype == dtype
+    assert 0 <= made.min() <= made.max() <= 1
+
+
+@pytest.mark.parametrize("family", EVERY)
+def test_no_value_is_read_back(family):
+    """The meta device has none."""
+    assert FAMILIES[family](images().to("meta"), 5).shape == (5, 3, 32, 32)
+
+
+@pytest.mark.parametrize("family", EVERY)
+def test_nothing_is_drawn_from_the_global_state(family):
     before = torch.get_rng_state()
-    reference_images(images(), 9, generator=generator())
+    reference_images(images(), 9, [family], generator())
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_families_that_are_not_named_are_three():
+    made, named = (
+        reference_images(images(), 7, *families, generator=generator())
+        for families in ((), (["smooth", "patches", "inversions"],))
+    )
+    assert torch.equal(made, named)
 
 
 @pytest.mark.parametrize(

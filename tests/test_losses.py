@@ -137,6 +137,86 @@ def test_reference_logits_enter_the_columns_only() -> None:
     assert (naive.grad(terms["contrastive"], reference) > 0).any()
 
 
+@pytest.mark.parametrize("weight", [0.2, 1.0, 20.0])
+@pytest.mark.parametrize("normalize", ["l2", "none"])
+@pytest.mark.parametrize("form", ["released", "paper"])
+def test_weighted_references_in_live_columns_equal_the_loops(form, normalize, weight) -> None:
+    logits, y, reference = naive.random_logits(5, 3, seed=4), labels(5, 3), naive.random_logits(4, 3, seed=5)
+    loss_fn = eh.HDGELoss(
+        3, form=form, normalize=normalize, negatives="batch", temperature=0.5, reference_weight=weight, ce_weight=0.0
+    )
+    for targets in (y, soft(5, 3)):
+        vectors = naive.label_vectors(y, 3) if targets is y else targets
+        literal = naive.contrast_with_reference(
+            logits, reference, vectors, weight, 0.5, form == "released", normalize == "l2"
+        )
+        loss = loss_fn(logits, targets, reference=reference)
+        torch.testing.assert_close(loss, literal)
+        for at in (logits, reference):
+            torch.testing.assert_close(naive.grad(loss, at), naive.grad(literal, at))
+        without = loss_fn(logits, targets)
+        torch.testing.assert_close(
+            without,
+            naive.contrast_with_reference(
+                logits, reference[:0], vectors, weight, 0.5, form == "released", normalize == "l2"
+            ),
+        )
+
+
+@pytest.mark.parametrize("negatives", ["batch", "bank+batch"])
+@pytest.mark.parametrize("normalize", ["l2", "none"])
+@pytest.mark.parametrize("form", ["released", "paper"])
+def test_a_reference_of_weight_3_is_three_references(form, normalize, negatives) -> None:
+    """In value, gradient and what the bank keeps, over steps with and without references, the last of one image."""
+    options = {"form": form, "normalize": normalize, "negatives": negatives, "temperature": 0.5, "bank_size": 512}
+    weighted, plain = eh.HDGELoss(3, **options, reference_weight=3.0).double(), eh.HDGELoss(3, **options).double()
+    for step, (n, count) in enumerate(((6, 2), (6, 0), (6, 5), (2, 1), (1, 1))):
+        logits, y = naive.random_logits(n, 3, seed=step), labels(n, 3, seed=step)
+        reference = naive.random_logits(count, 3, seed=50 + step) if count else None
+        loss = weighted(logits, y, reference=reference)
+        expected = plain(logits, y, reference=None if reference is None else reference.repeat(3, 1))
+        torch.testing.assert_close(loss, expected)
+        for at in [logits] if reference is None else [logits, reference]:
+            # the bank's share of the weights is a number in float32
+            torch.testing.assert_close(naive.grad(loss, at), naive.grad(expected, at), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_the_bank_keeps_how_much_weighted_references_weigh(size) -> None:
+    """The re-weighted estimator by its formula, with sums of weights in place of numbers of images."""
+    options = {"form": "paper", "normalize": "none", "temperature": 1.0}
+    loss_fn = eh.HDGELoss(3, **options, negatives="bank+batch", bank_size=64, ce_weight=0.0, reference_weight=0.3)
+    loss_fn = loss_fn.double()
+    past, old = naive.random_logits(9, 3, seed=1).detach(), naive.random_logits(5, 3, seed=2).detach()
+    loss_fn(past, labels(9, 3), reference=old)
+    logits, y, reference = naive.random_logits(size, 3, seed=3), labels(size, 3), naive.random_logits(2, 3, seed=4)
+    total = past.exp().sum(0) + 0.3 * old.exp().sum(0) + logits.exp().sum(0) + 0.3 * reference.exp().sum(0)
+    pull = torch.zeros((), dtype=torch.float64)
+    for n, c in enumerate(y.tolist()):
+        others = sum(logits[j, c].exp() for j in range(size) if j != n) + 0.3 * reference[:, c].exp().sum()
+        scale = (9 + 0.3 * 5 + size + 0.3 * 2) / (size + 0.3 * 2 - 1)
+        pull = pull + (scale * others / total[c].detach() - logits[n, c]) / size
+    loss = loss_fn(logits, y, reference=reference)
+    value = (total.log()[y] - logits[torch.arange(size), y]).mean()
+    torch.testing.assert_close(loss, value)
+    for at in (logits, reference):
+        torch.testing.assert_close(naive.grad(loss, at), naive.grad(pull, at), rtol=1e-6, atol=1e-9)
+
+
+def test_a_bank_filled_by_hand_holds_images_of_weight_one() -> None:
+    options = {"form": "paper", "normalize": "none", "negatives": "bank+batch", "bank_size": 16}
+    start, logits, y = naive.random_logits(16, 3, seed=1).detach(), naive.random_logits(4, 3, seed=2), labels(4, 3)
+    losses = []
+    for weight in (1.0, 5.0):
+        loss_fn = eh.HDGELoss(3, **options, reference_weight=weight).double()
+        loss_fn.fill_bank(start)
+        losses.append(loss_fn(logits, y))
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*(naive.grad(loss, logits) for loss in losses), rtol=1e-6, atol=1e-9)
+    with pytest.raises(ValueError, match=r"other options \(reference_weight: saved 5\.0, now 2\.0\)"):
+        eh.HDGELoss(3, **options, reference_weight=2.0).load_state_dict(loss_fn.state_dict())
+
+
 @pytest.mark.parametrize("k", [256, 65536])
 def test_the_detached_bank_is_inert(k: int) -> None:
     """Any two banks give the same gradient up to the factor 1 - pi with pi about 1/K: the finding the docs tell."""
@@ -414,6 +494,9 @@ WRONG_OPTIONS = [
     ({"negatives": "queue"}, "negatives must be one of"),
     ({"normalize": "l1"}, "normalize must be one of"),
     ({"bank_size": 0}, "bank_size must be an integer >= 1, got 0"),
+    ({"negatives": "batch", "reference_weight": 0.0}, "reference_weight must be a number > 0, got 0"),
+    ({"negatives": "batch", "reference_weight": math.inf}, "reference_weight must be a number > 0, got inf"),
+    ({"reference_weight": 2.0}, r"reference_weight = 2\.0 needs live negatives .*, got 'bank'"),
     ({"bank_size": 8, "bank_block": 9}, "block must be an integer from 1 to the bank's size of 8, got 9"),
 ]
 
@@ -470,3 +553,6 @@ def test_a_recipes_term_has_the_arguments_of_the_loss_and_refuses_a_block_larger
     assert HDGETerm().bank_block is None
     with pytest.raises(ValueError, match="bank_block must be at most bank_size = 4, got 8"):
         HDGETerm(bank_size=4, bank_block=8)
+    assert HDGETerm(negatives="batch", reference_weight=2.0).reference_weight == 2
+    with pytest.raises(ValueError, match=r"negatives must be batch or bank\+batch, got bank"):
+        HDGETerm(reference_weight=2.0)

@@ -62,7 +62,7 @@ def targets(kind: str, n: int, seed: int) -> Tensor:
 
 
 def build(case: tuple, gather: bool) -> eh.HDGELoss:
-    form, negatives, normalize, kind, _ = case
+    form, negatives, normalize, kind, reference = case
     torch.manual_seed(0)
     return eh.HDGELoss(
         CLASSES,
@@ -74,6 +74,7 @@ def build(case: tuple, gather: bool) -> eh.HDGELoss:
         label_smoothing=0.1 if kind == "smoothed" else 0.0,
         bank_size=40,
         bank_block=3 if normalize == "l2" else None,
+        reference_weight=2.5 if reference and normalize == "none" else 1.0,
         gather=gather,
     ).double()
 

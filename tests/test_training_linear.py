@@ -32,7 +32,8 @@ CASES = {
     "jem alone, of plain images": ({"jem": {"augment": False}}, 0, True),
     "energy margin": ({"ce": {}, "energy_margin": {"inside": -3.0, "outside": -2.0}}, 3, False),
     "outlier exposure": ({"ce": {"label_smoothing": 0.2}, "outlier_exposure": {}}, 5, False),
-    "all": ({"ce": {}, "z_loss": {}, "jem": {}, "energy_margin": {}, "outlier_exposure": {}}, 1, True),
+    "nce": ({"ce": {}, "nce": {"weight": 0.6, "offset": 0.4, "reference_weight": 3.0}}, 4, False),
+    "all": ({"ce": {}, "z_loss": {}, "jem": {}, "energy_margin": {}, "outlier_exposure": {}, "nce": {}}, 1, True),
 }
 
 

@@ -327,7 +327,7 @@ def test_another_seed_follows_a_rollback(splits) -> None:
         ("objective.supcon={}", "does not go with ce, jem"),
         ("objective.energy_margin={}", "needs reference images"),
         ("objective.energy_margin={inside: 1.0, outside: 1.0}", "inside must be less than outside"),
-        ("reference={set: noise}", "reference images enter live columns, energy_margin or outlier_exposure"),
+        ("reference={set: noise}", "reference images enter live columns, energy_margin, outlier_exposure or nce"),
         ("objective.jem={buffer_size: 16777216, start: gaussian, steps: 0}", "objective.jem.steps = 0"),
         ("evaluation.samples=1", "samples = 1: their figures need 2"),
         ("objective.outlier_exposure={}", "objective.outlier_exposure needs reference images"),

@@ -57,6 +57,11 @@ OBJECTIVES = {
     "supcon": ["objective={supcon: {head_epochs: 0}}", "training.max_steps=null"],
     "head": ["objective={supcon: {head_epochs: 1}}", "training.max_steps=null", "training.epochs=2"],
     "energy_margin": ["objective={ce: {}, energy_margin: {}}", "reference={families: [smooth]}"],
+    "nce": ["objective={ce: {}, nce: {learn_offset: true}}", "reference={families: [smooth]}"],
+    "weighted reference": [
+        "objective.hdge={form: paper, negatives: bank+batch, bank_size: 64, reference_weight: 5.0}",
+        "reference={families: [smooth]}",
+    ],
 }
 
 

@@ -23,11 +23,13 @@ from ebmhybrid.losses.mim import (
     mim_loss,
     vae_loss,
 )
+from ebmhybrid.losses.nce import NCELoss, nce_loss
 
 __all__ = [
     "Bank",
     "HDGELoss",
     "LogitNormLoss",
+    "NCELoss",
     "ProjectionHead",
     "SupConLoss",
     "class_scores",
@@ -44,6 +46,7 @@ __all__ = [
     "jem_loss",
     "logit_norm_loss",
     "mim_loss",
+    "nce_loss",
     "outlier_exposure_loss",
     "supcon_loss",
     "vae_loss",

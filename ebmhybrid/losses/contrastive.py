@@ -134,22 +134,22 @@ def banked_loss(positives: Tensor, log_sums: Tensor, temperature: float = 1.0) -
     return F.softplus(torch.sub(log_sums, positives, alpha=1 / temperature), threshold=50)
 
 
-def live_share(own: Tensor, live_sum: Tensor, total: Tensor, count: Tensor, live: int) -> Tensor:
+def live_share(own: Tensor, live_sum: Tensor, total: Tensor, count: Tensor, live: float) -> Tensor:
     """r of the module docstring: the batch's estimate of Z over the bank's, whose gradient is grad Z / Z.
 
     Arguments:
         own: an example's score, which stands in its own column and is left out. live_sum, total: log-sums of that
-            column over the `live` = M images with gradient, and over all `count` = K + M.
+            column over the `live` = M images with gradient, and over all `count` = K + M; weighted, their weights.
     """
     others = torch.exp(live_sum - total) - torch.exp(own - total)
-    return count / max(live - 1, 1) * others
+    return count / (live - 1 or 1) * others  # of a single image nothing is left
 
 
 def contrastive_loss(
     scores: Tensor,
     targets: Tensor,
     *,
-    live: Tensor | tuple[Tensor, int] | None = None,
+    live: Tensor | tuple[Tensor, float] | None = None,
     bank: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """-log q(x|y) by contrast, one value an example: logsumexp over the column of class y, less the positive's score.
@@ -160,8 +160,8 @@ def contrastive_loss(
         scores: (N, C), from :func:`class_scores`.
         targets: int64 (N,), or probabilities (N, C): then the expectation over labels.
         live: (M, C) scores of the images that stand in the columns with gradient, the batch itself among them; or their
-            (log_sum (C,), M), where some of them are other processes'.
-        bank: (log_sum (C,), count ()) of detached negatives, as a :class:`Bank` gives them.
+            (log_sum (C,), M), where some of them are other processes' or weighted; then M is the sum of weights.
+        bank: (log_sum (C,), count ()) of detached negatives, as a :class:`Bank` gives them; as M, the sum of weights.
 
     Returns:
         (N,) in nats.

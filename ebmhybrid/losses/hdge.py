@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, get_args
 
 import torch
@@ -66,6 +67,8 @@ class HDGELoss(nn.Module):
         label_smoothing: s in [0, 1), for both parts, spread over all classes as in torch's cross-entropy: the label
             vector is 1 - s + s/C at y and s/C elsewhere.
         bank_block: examples a row of the bank, as `block` of :class:`Bank`.
+        reference_weight: w > 0, by which a reference image counts in the columns' sums, where an image of the batch
+            counts as 1; other than 1 it needs live negatives.
         gather: count the images of all processes as one batch, each process with one image or more.
 
     Shapes:
@@ -95,6 +98,7 @@ class HDGELoss(nn.Module):
         normalize: Normalize = "l2",
         label_smoothing: float = 0.0,
         bank_block: int | None = None,
+        reference_weight: float = 1.0,
         gather: bool = False,
     ) -> None:
         super().__init__()
@@ -106,12 +110,16 @@ class HDGELoss(nn.Module):
         ):
             if value not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        _check_reference_weight(reference_weight, negatives)
         self.num_classes = num_classes
         self.weight, self.ce_weight = weight, ce_weight
         self.temperature, self.label_smoothing = temperature, label_smoothing
         self.form, self.negatives, self.normalize = form, negatives, normalize
+        self.reference_weight = reference_weight
         self.gather = gather
-        self.bank = Bank(num_classes, bank_size, bank_block) if "bank" in negatives else None
+        # Of weighted examples it keeps the sum of weights too: a column of scores 0, as the others' are weighted
+        columns = num_classes if reference_weight == 1 else num_classes + 1
+        self.bank = Bank(columns, bank_size, bank_block) if "bank" in negatives else None
         if self.bank is not None and negatives == "bank":
             # In parts of whole rows: K x C vectors would not fit for large K and C.
             step = self.bank.block * max(1, 2**22 // (self.bank.block * num_classes))
@@ -132,7 +140,7 @@ class HDGELoss(nn.Module):
         """Push raw logits (K, C), oldest first: the random start, or the `queue_logit` of a released checkpoint."""
         if self.bank is None:
             raise ValueError(f"negatives={self.negatives!r} keeps no bank")
-        self.bank.push(self.scores(logits))
+        self._push([self.scores(logits)], None)
 
     def push(self, logits: Tensor, reference: Tensor | None = None) -> None:
         """Put a batch into the bank, if there is one, as a call in training mode does: with `gather` of all processes.
@@ -140,8 +148,7 @@ class HDGELoss(nn.Module):
         For a step that computes a batch's loss more than once: after `loss_fn.bank.eval()` a call does not push.
         """
         if self.bank is not None:
-            parts = [logits] if reference is None else [logits, reference]
-            self._push([self.scores(part) for part in parts], self._counts(logits, reference))
+            self._push(self._columns(self.scores(logits), reference), self._counts(logits, reference))
 
     def forward(
         self, logits: Tensor, y: Tensor, *, reference: Tensor | None = None, return_terms: bool = False
@@ -181,9 +188,19 @@ class HDGELoss(nn.Module):
             raise ValueError(f"every process must hold one image or more, got {[images for images, _ in counts]}")
         return counts
 
+    def _columns(self, scores: Tensor, reference: Tensor | None) -> list[Tensor]:
+        """What stands in the columns: scores of the images and, weighted, of the reference images if there are any."""
+        if reference is None:
+            return [scores]
+        others = self.scores(reference)
+        return [scores, others if self.reference_weight == 1 else others + math.log(self.reference_weight)]
+
     def _push(self, parts: list[Tensor], counts: Counts | None) -> None:
-        """Scores of the images, and of the reference images if there are any."""
+        """What `_columns` gives."""
         assert self.bank is not None
+        if self.reference_weight != 1:
+            weights = [0.0, math.log(self.reference_weight)]
+            parts = [F.pad(part, (0, 1), value=weight) for part, weight in zip(parts, weights, strict=False)]
         if counts is not None and len(parts) == 1:
             parts = [*parts, parts[0][:0]]
         self.bank.push(*parts, counts=counts)
@@ -204,12 +221,7 @@ class HDGELoss(nn.Module):
         if self.form == "released" and y.dim() == 2:
             return self._soft_released(logits, y, reference, counts)
         scores = self.scores(logits)
-        parts = [scores] if reference is None else [scores, self.scores(reference)]
-        live: Tensor | tuple[Tensor, int] | None = None
-        if "batch" in self.negatives:
-            live = scores if reference is None else torch.cat(parts)
-            if counts is not None:
-                live = shared_log_sum(live.logsumexp(0)), sum(map(sum, counts))
+        parts = self._columns(scores, reference)
         targets = y
         if self.form == "paper" and self.label_smoothing:
             probabilities = F.one_hot(y, self.num_classes).to(logits.dtype) if y.dim() == 1 else y
@@ -217,12 +229,30 @@ class HDGELoss(nn.Module):
         loss = contrastive_loss(
             scores,
             targets,
-            live=live,
-            bank=(self.bank.log_sum(), self.bank.count()) if self.bank is not None else None,
+            live=self._live(parts, counts) if "batch" in self.negatives else None,
+            bank=self._banked(),
         )
         if self.bank is not None and self.bank.training:
             self._push(parts, counts)
         return loss
+
+    def _live(self, parts: list[Tensor], counts: Counts | None) -> Tensor | tuple[Tensor, float]:
+        """The scores with gradient; of several processes or of weighted images their log-sums and sum of weights."""
+        live = parts[0] if len(parts) == 1 else torch.cat(parts)
+        if counts is None and (len(parts) == 1 or self.reference_weight == 1):
+            return live
+        counts = counts or ((len(parts[0]), len(parts[1])),)
+        weight = sum(images + self.reference_weight * references for images, references in counts)
+        return shared_log_sum(live.logsumexp(0)), weight
+
+    def _banked(self) -> tuple[Tensor, Tensor] | None:
+        """The log-sums (C,) of what the bank holds, and its sum of weights."""
+        if self.bank is None:
+            return None
+        log_sums = self.bank.log_sum()
+        if self.reference_weight == 1:
+            return log_sums, self.bank.count()
+        return log_sums[:-1], log_sums[-1].exp()
 
     def _soft_released(self, logits: Tensor, y: Tensor, reference: Tensor | None, counts: Counts | None) -> Tensor:
         """The released score with a label vector for each example: every image under every example's vector.
@@ -239,6 +269,10 @@ class HDGELoss(nn.Module):
         columns = torch.cat([logits, others])
         values = F.normalize(columns, dim=1) if self.normalize == "l2" else columns
         scores = label_vector_scores(values, smooth(y, self.label_smoothing)) / self.temperature
+        if self.reference_weight != 1:
+            weights = scores.new_zeros(len(scores), 1)
+            weights[len(logits) :] = math.log(self.reference_weight)
+            scores = scores + weights
         return scores.logsumexp(0) - scores.diagonal(-first)
 
     def _checked_bank(self, logits: Tensor, hard: bool, reference: Tensor | None) -> Bank | None:
@@ -268,6 +302,7 @@ class HDGELoss(nn.Module):
             "normalize": self.normalize,
             "temperature": self.temperature,
             "label_smoothing": self.label_smoothing,
+            "reference_weight": self.reference_weight,
             "bank_size": self.bank.capacity if self.bank is not None else 0,
             "bank_block": self.bank.block if self.bank is not None else 0,
         }
@@ -282,5 +317,13 @@ class HDGELoss(nn.Module):
         return (
             f"{self.num_classes}, weight={self.weight}, ce_weight={self.ce_weight}, temperature={self.temperature}, "
             f"form={self.form!r}, negatives={self.negatives!r}, normalize={self.normalize!r}, "
-            f"label_smoothing={self.label_smoothing}, gather={self.gather}"
+            f"label_smoothing={self.label_smoothing}, "
+            f"reference_weight={self.reference_weight}, gather={self.gather}"
         )
+
+
+def _check_reference_weight(weight: float, negatives: Negatives) -> None:
+    if not (isinstance(weight, (int, float)) and 0 < weight < math.inf):
+        raise ValueError(f"reference_weight must be a number > 0, got {weight!r}")
+    if weight != 1 and negatives == "bank":
+        raise ValueError(f"reference_weight = {weight} needs live negatives ('batch' or 'bank+batch'), got 'bank'")

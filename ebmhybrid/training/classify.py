@@ -11,6 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ebmhybrid.data import ImageSet, augment, mixup, random_images, reference_images
+from ebmhybrid.losses.jem import jem_log_density
+from ebmhybrid.sampling.langevin import moved, slope_of
+from ebmhybrid.schema import Reference
 from ebmhybrid.training.distributed import ALONE, World
 from ebmhybrid.training.guard import SLOWER
 from ebmhybrid.training.linear import linear_losses, only_logit
@@ -54,18 +57,13 @@ def prepare(parts: Parts, forward: Forward, images: Tensor, labels: Tensor) -> B
         view = parts.laid_out(augmented())
     if kinds.mixup_alpha:
         images, targets = mixup(images, labels, parts.splits.train.num_classes, kinds.mixup_alpha, generator)
+    climbed = partial(only_logit, parts.model) if recipe.training.linear_energy else forward
     if recipe.reference is not None:
-        extra = recipe.reference.count_for(len(labels))
-        if parts.outliers is None:
-            others = reference_images(images, extra, recipe.reference.families, generator)
-        else:
-            others = random_images(parts.outliers.images, extra, generator)
-        images = torch.cat([images, others])
+        images = torch.cat([images, _references(parts, recipe.reference, climbed, images)])
     if parts.sampler is not None:
         sample_labels = parts.sampler.labels_for(labels, generator)
         with parts.autocast():  # one region for all steps: weights are cast once
             scale = SLOWER**parts.progress.rollbacks
-            climbed = partial(only_logit, parts.model) if recipe.training.linear_energy else forward
             samples = parts.sampler(parts.model, climbed, sample_labels, generator, scale)
     wanted = terms.jem is not None and not terms.jem.augment
     return Batch(
@@ -77,6 +75,50 @@ def prepare(parts: Parts, forward: Forward, images: Tensor, labels: Tensor) -> B
         samples=None if samples is None else parts.laid_out(samples),
         sample_labels=sample_labels,
     )
+
+
+def _references(parts: Parts, settings: Reference, forward: Forward, images: Tensor) -> Tensor:
+    """The reference images that go with these images, drawn from a set or made of them, and moved uphill if asked."""
+    extra = settings.count_for(len(images))
+    if parts.outliers is None:
+        others = reference_images(images, extra, settings.families, parts.generator)
+    else:
+        others = random_images(parts.outliers.images, extra, parts.generator)
+    if not settings.ascent_steps:
+        return others
+    was_training = parts.model.training
+    parts.model.eval()  # as for the chains of JEM: an image's density depends on no other image
+    try:
+        with parts.autocast():
+            return uphill(forward, parts.laid_out(others), settings.ascent_steps, settings.ascent_step_size)
+    finally:
+        parts.model.train(was_training)
+
+
+def uphill(forward: Forward, images: Tensor, steps: int, step_size: float) -> Tensor:
+    r"""Images moved to where the model's log density is higher: references that it takes for data, for now.
+
+        x_{k+1} = clamp( x_k + a sign(d logsumexp_y f(x_k)_y / dx), 0, 1 )
+
+    Source: the steps of Madry et al. 2018, without a ball around the start.
+
+    Arguments:
+        forward: images to logits (N, C), a row depending on no other; in evaluation mode.
+        images: (N, C, H, W) in [0, 1].
+        steps: each is a forward and a backward pass of these images. No parameter's gradient changes.
+        step_size: a, in units of [0, 1].
+
+    Returns:
+        Of the shape of images, detached.
+
+    >>> import torch
+    >>> uphill(lambda x: x.flatten(1), torch.zeros(1, 1, 1, 2), steps=3, step_size=0.25)
+    tensor([[[[0.7500, 0.7500]]]])
+    """
+    for _ in range(steps):
+        slope = slope_of(lambda x: jem_log_density(forward(x)), images)
+        images = moved(images, slope.sign(), step_size, 0.0, clamp=(0.0, 1.0))
+    return images
 
 
 def losses(parts: Parts, forward: Forward, batch: Batch) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:

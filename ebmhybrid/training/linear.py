@@ -14,6 +14,7 @@ from ebmhybrid.kernels import RowStats, at_least_float32, linear_energy
 from ebmhybrid.losses.baselines import energy_margin_loss
 from ebmhybrid.losses.gathered import reference_share
 from ebmhybrid.losses.jem import jem_loss
+from ebmhybrid.losses.nce import nce_loss
 from ebmhybrid.losses.rowwise import cross_entropy, weighted_sum
 from ebmhybrid.terms import Objective
 
@@ -57,7 +58,7 @@ def linear_losses(
     """The loss and its parts that `CombinedLoss` gives for the logits, to rounding, from the model's features.
 
     Arguments:
-        terms: of ce, z_loss, jem (marginal), energy_margin and outlier_exposure.
+        terms: of ce, z_loss, jem (marginal), energy_margin, outlier_exposure and nce, without learn_offset.
         model: with `features`, images -> (N, D), and `head`, a linear layer.
         images: (N + R, ...), the batch's own and behind them R reference images.
         targets: int64 (N,).
@@ -87,19 +88,23 @@ def linear_losses(
 
 
 def _held_off(terms: Objective, lse: Tensor, reference: Tensor, head: nn.Linear) -> dict[str, tuple[float, Tensor]]:
-    """What holds reference images off, from their features (R, D)."""
+    """What tells reference images from data, from their features (R, D)."""
     margin, exposure, found = terms.energy_margin, terms.outlier_exposure, {}
     others = layer_stats(reference, head, total=exposure is not None)
     assert others.lse is not None
     share = reference_share(len(lse), len(reference), lse.device)
+    inside, outside = lse.unsqueeze(1), others.lse.unsqueeze(1)  # as the only logit the energy is the same
     if margin is not None:
-        inside, outside = lse.unsqueeze(1), others.lse.unsqueeze(1)  # as the only logit the energy is the same
         below = energy_margin_loss(inside, outside[:0], margin.inside, margin.outside)
         above = energy_margin_loss(inside[:0], outside, margin.inside, margin.outside)
         found["energy_margin"] = margin.weight, below + share * above
     if exposure is not None and others.sum is not None:
         uniform = (others.lse - others.sum / head.out_features).mean()
         found["outlier_exposure"] = exposure.weight, share * uniform
+    if (nce := terms.nce) is not None:
+        below = nce_loss(inside, outside[:0], nce.offset, nce.reference_weight)
+        above = nce_loss(inside[:0], outside, nce.offset, nce.reference_weight)
+        found["nce"] = nce.weight, below + share * above
     return found
 
 

@@ -21,6 +21,7 @@ from ebmhybrid.losses.gathered import reference_share
 from ebmhybrid.losses.gcrl import gcrl_loss
 from ebmhybrid.losses.jem import jem_log_density, jem_loss
 from ebmhybrid.losses.mim import latent_loss
+from ebmhybrid.losses.nce import NCELoss
 from ebmhybrid.losses.rowwise import row_terms, weighted_sum
 from ebmhybrid.terms import Objective
 
@@ -62,6 +63,8 @@ class CombinedLoss(nn.Module):
         super().__init__()
         self.terms, self.gather = terms, gather
         self.hdge = HDGELoss(num_classes, **terms.hdge.model_dump(), gather=gather) if terms.hdge else None
+        nce = terms.nce
+        self.nce = NCELoss(nce.offset, nce.reference_weight, learn_offset=nce.learn_offset) if nce else None
         self.projection = ProjectionHead(num_features, terms.supcon.projection) if terms.supcon else None
 
     def forward(
@@ -119,9 +122,9 @@ class CombinedLoss(nn.Module):
         return found
 
     def _held_off(self, logits: Tensor, reference: Tensor) -> Found:
-        """What keeps reference images away; on each of several processes its share of their mean over all."""
+        """What tells reference images from data; on each of several processes its share of their mean over all."""
         found, share = Found(), 1.0
-        if self.gather and self.training and (self.terms.energy_margin or self.terms.outlier_exposure):
+        if self.gather and self.training and (self.nce or self.terms.energy_margin or self.terms.outlier_exposure):
             share = reference_share(len(logits), len(reference), logits.device)
         if (margin := self.terms.energy_margin) is not None:
             bounds = margin.inside, margin.outside
@@ -129,6 +132,9 @@ class CombinedLoss(nn.Module):
             found["energy_margin"] = margin.weight, below + share * energy_margin_loss(logits[:0], reference, *bounds)
         if self.terms.outlier_exposure is not None:
             found["outlier_exposure"] = self.terms.outlier_exposure.weight, share * outlier_exposure_loss(reference)
+        if self.nce is not None and self.terms.nce is not None:
+            inside, outside = self.nce(logits, reference[:0]), self.nce(logits[:0], reference)
+            found["nce"] = self.terms.nce.weight, inside + share * outside
         return found
 
     def _rivals(self, logits: Tensor, targets: Tensor, reference: Tensor | None, views: Tensor | None) -> Found:

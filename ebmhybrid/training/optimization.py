@@ -20,11 +20,14 @@ def build_optimizer(model: nn.Module, recipe: Optimizer, fused: bool = False) ->
             step of overflown gradients without asking the device first.
     """
     matrices = [p for p in model.parameters() if p.dim() > 1]
-    vectors = [p for p in model.parameters() if p.dim() <= 1]
+    vectors = [p for p in model.parameters() if p.dim() == 1]
+    scalars = [p for p in model.parameters() if not p.dim()]
     groups = [
         {"params": matrices, "weight_decay": recipe.weight_decay},
         {"params": vectors, "weight_decay": recipe.weight_decay if recipe.decay_norm_and_bias else 0.0},
     ]
+    if scalars:  # an objective's own, as the offset of nce: never decayed
+        groups.append({"params": scalars, "weight_decay": 0.0})
     how = fused or None  # None leaves the choice to torch, False would forbid its faster loops
     if recipe.name == "sgd":
         return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=how)

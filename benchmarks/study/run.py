@@ -1,0 +1,150 @@
+"""Runs the study's jobs in worker processes: one row a run, what has a row already is left, what broke off goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import shutil
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import ebmhybrid as eh
+from benchmarks.study import rows
+from benchmarks.study.measure import figures
+from benchmarks.study.settings import SETTINGS, Place
+from ebmhybrid.errors import EbmhybridError
+from ebmhybrid.training.engine import pick_device
+from ebmhybrid.training.setup import pick_precision
+
+WHOLE = "corrupted"  # a figure that only rows measured whole have
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run of a setting; `whole` with attacks and corruptions."""
+
+    setting: str
+    changes: str
+    seed: int
+    whole: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.setting} [{self.changes or 'cross-entropy'}] seed {self.seed}"
+
+    @property
+    def folder(self) -> str:
+        """A folder's name for it."""
+        return f"{self.setting}-{hashlib.sha256(self.changes.encode()).hexdigest()[:12]}-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where jobs run: rows and runs go into these folders, sets come from a place."""
+
+    rows: Path
+    runs: Path
+    place: Place
+    device: str = "auto"
+    threads: int = 1
+    deadline: float | None = None  # of time.time(): no run is begun after it
+
+    @property
+    def late(self) -> bool:
+        """Whether the deadline is over."""
+        return self.deadline is not None and time.time() > self.deadline
+
+
+def missing(jobs: Iterable[Job], folder: Path) -> list[Job]:
+    """The jobs without a row, or without the figures of a whole one; each once, whole if any of the same is."""
+    measured = {(row.setting, row.changes, row.seed): row.figures for row in rows.read(folder)}
+    wanted: dict[tuple[str, str, int], Job] = {}
+    for job in jobs:
+        key = (job.setting, job.changes, job.seed)
+        if key not in wanted or job.whole:
+            wanted[key] = job
+    return [job for key, job in wanted.items() if key not in measured or (job.whole and WHOLE not in measured[key])]
+
+
+def row_of(job: Job, bench: Bench) -> rows.Row:
+    """Train a job's run, or what is left of it, and measure it.
+
+    Raises:
+        EbmhybridError: data that cannot be had, training that diverged for good.
+    """
+    setting, folder = SETTINGS[job.setting], bench.runs / job.folder
+    begun = time.monotonic()
+    where = {"data_dir": bench.place.data_dir, "device": bench.device, "progress": False}
+    recipe = setting.recipe(job.changes, job.seed, bench.place)
+    if not folder.exists():
+        run = eh.train(recipe, folder, **where)
+    elif (folder / "checkpoints" / "last.state.pt").is_file():
+        run = eh.train(resume=folder, **where)
+    else:  # broke off before the first state
+        shutil.rmtree(folder)
+        run = eh.train(recipe, folder, **where)
+    if run.signal:
+        raise KeyboardInterrupt
+    trained = time.monotonic() - begun
+    found = figures(folder, setting, bench.place, bench.device, job.whole)
+    found |= {"seconds": trained, "rollbacks": float(run.rollbacks)}
+    return rows.Row(job.setting, job.changes, job.seed, found, facts(bench, recipe.training.precision))
+
+
+def facts(bench: Bench, precision: str) -> dict[str, str]:
+    """What a row's figures were made with."""
+    device = pick_device(bench.device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "device": name,
+        "torch": torch.__version__,
+        "precision": str(pick_precision(precision, device)).removeprefix("torch."),
+        "threads": str(bench.threads),
+        "commit": git.stdout.strip(),
+    }
+
+
+def run(jobs: list[Job], bench: Bench, workers: int = 1) -> list[str]:
+    """Do all jobs, the first first, and return what failed; a line tells of each as it ends."""
+    failed = []
+    begun = time.monotonic()
+    for number, (job, seconds, error) in enumerate(_done(jobs, bench, workers), 1):
+        told = f"{seconds:.0f} s" if not error else error.strip().splitlines()[-1]
+        print(f"[{number}/{len(jobs)}, {(time.monotonic() - begun) / 60:.1f} min] {job}: {told}", flush=True)
+        if error:
+            failed.append(f"{job}: {error}")
+    return failed
+
+
+def _done(jobs: list[Job], bench: Bench, workers: int) -> Iterator[tuple[Job, float, str]]:
+    """(job, seconds, error) as they end."""
+    if workers == 1:
+        yield from (_do((job, bench)) for job in jobs if not bench.late)
+        return
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(min(workers, len(jobs) or 1)) as pool:
+        yield from pool.imap_unordered(_do, [(job, bench) for job in jobs])
+
+
+def _do(task: tuple[Job, Bench]) -> tuple[Job, float, str]:
+    job, bench = task
+    begun = time.monotonic()
+    if bench.late:
+        return job, 0.0, "not begun: the time is over"
+    torch.set_num_threads(bench.threads)
+    try:
+        rows.append(bench.rows, row_of(job, bench))
+        shutil.rmtree(bench.runs / job.folder)  # its row is what is kept
+    except EbmhybridError as error:
+        return job, time.monotonic() - begun, str(error)
+    except Exception:
+        traceback.print_exc(file=sys.stderr)
+        return job, time.monotonic() - begun, traceback.format_exc()
+    return job, time.monotonic() - begun, ""
