@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 # One thread for what is small: more are hardly faster there, and on a busy machine their kernels wait for each other.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: demo test lint fuzz bench wheel clean help
+.PHONY: demo test lint fuzz bench study study-check wheel clean help
 
 help:
 	@echo 'make demo   set up, train HDGE on handwritten digits, evaluate it, write a report (minutes on a CPU)'
@@ -14,6 +14,8 @@ help:
 	@echo 'make lint   ruff and mypy'
 	@echo 'make fuzz   thousands of random inputs, fifty kills, four processes (some half an hour)'
 	@echo 'make bench  time loss, kernels, training, sampling, evaluation and start-up against rivals, two processes against one (some twenty minutes)'
+	@echo 'make study  the runs behind docs/study.md that have no row yet, in the background (hours; make STUDY="--npz DIR" ...)'
+	@echo 'make study-check  one random run of each of its tables again'
 	@echo 'make wheel  build the wheel into dist/'
 
 $(VENV)/bin/python:
@@ -53,6 +55,15 @@ fuzz: $(VENV)/.test
 
 bench: $(VENV)/.base
 	$(BIN)/python -m benchmarks
+
+# Stops with `kill $$(cat runs/study.pid)` and goes on where it was; then `python -m benchmarks.study write`.
+study: $(VENV)/.base
+	mkdir -p runs
+	$(ONE_THREAD) nohup $(BIN)/python -m benchmarks.study run $(STUDY) > runs/study.log 2>&1 & echo $$! > runs/study.pid
+	@echo 'log: runs/study.log'
+
+study-check: $(VENV)/.base
+	$(ONE_THREAD) $(BIN)/python -m benchmarks.study check --runs runs/study_check $(STUDY)
 
 wheel: $(VENV)/.base
 	rm -rf build dist

@@ -97,7 +97,7 @@ class Data(Locked):
 class Reference(Locked):
     """Unlabelled reference images, `fraction` of a batch: a set by name, or made, in equal shares a family.
 
-    They join the columns of a live contrast, and are what energy_margin and outlier_exposure hold off. With
+    They join the columns of a live contrast, and are what energy_margin, outlier_exposure and nce tell from data. With
     `ascent_steps` each climbs the model's own log density first, pixels moving by `ascent_step_size` a step.
     """
 

@@ -77,6 +77,11 @@ CASES: dict[str, list[str]] = {
     "supcon head": [*NO_HDGE, "objective.supcon.head_epochs=9", "training.max_steps=null", "data.augment.pad=1"],
     "energy_margin": [*CE, "objective.energy_margin.weight=0.1", *REFERENCE],
     "outlier_exposure": [*CE, "objective.outlier_exposure.weight=0.5", *REFERENCE],
+    "climbing references": [
+        *CE,
+        "objective.outlier_exposure={}",
+        "reference={families: [collages, warps], ascent_steps: 2}",
+    ],
     "nce": [*CE, "objective.nce={reference_weight: 0.5, learn_offset: true}", *REFERENCE],
     "jem": [*CE, *JEM, "objective.jem.l2=0.1"],
     "jem conditional": [*CE, *JEM, "objective.jem.target=conditional", "objective.jem.augment=false"],

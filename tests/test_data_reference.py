@@ -204,6 +204,12 @@ def test_other_precisions_come_back_as_they_are(family, dtype):
 
 
 @pytest.mark.parametrize("family", EVERY)
+def test_large_images_in_half_precision_have_places_beyond_its_range(family):
+    made = FAMILIES[family](images(2)[:, :1, :1, :1].expand(2, 1, 1200, 1200).half(), 2, generator())
+    assert made.isfinite().all()
+
+
+@pytest.mark.parametrize("family", EVERY)
 def test_no_value_is_read_back(family):
     """The meta device has none."""
     assert FAMILIES[family](images().to("meta"), 5).shape == (5, 3, 32, 32)
@@ -232,6 +238,7 @@ def test_families_that_are_not_named_are_three():
         ({"n": 0}, "at least 1 family and 1 image"),
         ({"images": torch.zeros(2, 1, 4, 4, dtype=torch.uint8)}, "must be floating point"),
         ({"images": torch.zeros(0, 1, 4, 4)}, "must be floating point"),
+        ({"images": torch.zeros(2, 1, 0, 4)}, "must be floating point"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, message):

@@ -177,7 +177,13 @@ def test_it_traces_to_one_graph() -> None:
     torch.testing.assert_close(traced(logits, reference), loss_fn(logits, reference))
 
 
-OFFSETS = [(math.nan, "got nan"), (math.inf, "got inf"), ("0", "got '0'"), (torch.zeros(2), r"float32 \(2,\)")]
+OFFSETS = [
+    (math.nan, "got nan"),
+    (math.inf, "got inf"),
+    ("0", "got '0'"),
+    (True, "got True"),
+    (torch.zeros(2), r"float32 \(2,\)"),
+]
 
 
 @pytest.mark.parametrize(("offset", "said"), [*OFFSETS, (torch.tensor(1), "torch.int64")])
@@ -186,6 +192,13 @@ def test_an_offset_that_is_no_number_is_named(offset, said: str) -> None:
         ValueError, match=f"offset must be a .*number, {said if said[:3] == 'got' else 'got .*' + said}"
     ):
         nce_loss(torch.zeros(1, 2), torch.zeros(1, 2), offset)
+
+
+def test_the_module_wants_its_offset_as_a_number() -> None:
+    """A tensor kept as it is would neither be in its state nor go with it to a device."""
+    for learn in (False, True):
+        with pytest.raises(ValueError, match=r"offset must be a number, .* parameter, got tensor\(1\.\)"):
+            NCELoss(torch.tensor(1.0), learn_offset=learn)
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, math.nan, math.inf, "1"])

@@ -39,8 +39,11 @@ REQUIRED = {
     "digits_hdge_released",
     "digits_jem",
     "digits_logitnorm",
+    "digits_nce",
     "digits_supcon",
     "fashion_mnist_hdge",
+    "fashion_mnist_nce",
+    "cifar10_nce",
     "smoke",
 }
 

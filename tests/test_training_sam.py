@@ -52,6 +52,21 @@ def test_weights_statistics_and_momentum_come_back() -> None:
     assert torch.equal(moved["2.bias"], before["2.bias"])
 
 
+@pytest.mark.parametrize("weight", [1.0, 3.0])
+def test_reference_images_enter_the_bank_beside_the_batch(weight: float) -> None:
+    options = ["reference.families=[smooth]", f"objective.hdge.reference_weight={weight}", "model.norm=none"]
+    banks = []
+    for rho in (0.0, 0.3):
+        recipe = eh.load_recipe("smoke", [*options, f"optimizer.sam_rho={rho}"])
+        splits = load_data(recipe, "data", False)
+        parts = build_parts(recipe, splits, torch.device("cpu"))
+        step.train_step(parts, parts.model, splits.train.images[:32].float() / 255, splits.train.labels[:32])
+        banks.append(parts.objective.hdge.bank)
+    assert banks[0].count() == banks[1].count() == 48
+    torch.testing.assert_close(banks[0].log_sum(), banks[1].log_sum())
+    assert banks[1].training
+
+
 @pytest.mark.parametrize("bank", [False, True])
 def test_a_step_takes_the_gradient_at_the_perturbed_weights(bank: bool) -> None:
     """Plain SGD at lr 1 moves the weights by exactly that gradient; the bank takes the batch once."""

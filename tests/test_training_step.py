@@ -58,6 +58,10 @@ OBJECTIVES = {
     "head": ["objective={supcon: {head_epochs: 1}}", "training.max_steps=null", "training.epochs=2"],
     "energy_margin": ["objective={ce: {}, energy_margin: {}}", "reference={families: [smooth]}"],
     "nce": ["objective={ce: {}, nce: {learn_offset: true}}", "reference={families: [smooth]}"],
+    "climbing references": [
+        "objective={ce: {}, outlier_exposure: {}}",
+        "reference={families: [collages, spectral, warps, mixtures], ascent_steps: 2}",
+    ],
     "weighted reference": [
         "objective.hdge={form: paper, negatives: bank+batch, bank_size: 64, reference_weight: 5.0}",
         "reference={families: [smooth]}",

@@ -48,11 +48,11 @@ def figures(folder: Path, setting: Setting, place: Place, device: str, whole: bo
     validation = predict(model, splits.validation, where)
     found = {"val_accuracy": _accuracy(validation), "val_nll": nll_of_logits(validation.logits, validation.labels)}
     if setting.tuning:
-        sets = strangers(splits.validation)
-        return found | {f"val_{name}": value for name, value in _detection(model, splits, sets, where).items()}
+        areas = _detection(model, splits.train, splits.validation, strangers(splits.validation), where)
+        return found | {f"val_{name}": value for name, value in areas.items()}
     test = predict(model, splits.test, where)
     found |= {"n_test": float(len(splits.test))} | _of_classes(test, validation)
-    found |= _detection(model, splits, _ood_sets(setting.name, place), where)
+    found |= _detection(model, splits.train, splits.test, _ood_sets(setting.name, place), where)
     if whole:
         found |= _robust(model, splits.test, setting, where)
         found["corrupted"] = _corrupted(model, setting.name, place, where)
@@ -97,14 +97,11 @@ def _of_classes(test: Predictions, validation: Predictions) -> Figures:
     }
 
 
-def _detection(model: nn.Module, splits: Splits, sets: Mapping[str, ImageSet], device: torch.device) -> Figures:
-    """AUROC and FPR95 of test images against each set by each score, kNN among some of the training images.
-
-    Where the sets are strangers for tuning, the validation images take the part of the test images.
-    """
-    inside = splits.validation if "gratings" in sets else splits.test
-    train = predict(model, splits.train.take(NEIGHBOURS), device, features=True)
-    fitted = fit_detectors(SCORES, train=train)
+def _detection(
+    model: nn.Module, train: ImageSet, inside: ImageSet, sets: Mapping[str, ImageSet], device: torch.device
+) -> Figures:
+    """AUROC and FPR95 of `inside` against each set by each score, kNN among some of the training images."""
+    fitted = fit_detectors(SCORES, train=predict(model, train.take(NEIGHBOURS), device, features=True))
 
     def scored(images: ImageSet) -> dict[str, np.ndarray]:
         predictions = predict(model, images, device, features=True)

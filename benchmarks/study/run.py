@@ -19,7 +19,8 @@ import ebmhybrid as eh
 from benchmarks.study import rows
 from benchmarks.study.measure import figures
 from benchmarks.study.settings import SETTINGS, Place
-from ebmhybrid.errors import EbmhybridError
+from ebmhybrid.errors import CheckpointError, EbmhybridError, UsageError, nearest
+from ebmhybrid.schema import Recipe
 from ebmhybrid.training.engine import pick_device
 from ebmhybrid.training.setup import pick_precision
 
@@ -76,19 +77,16 @@ def row_of(job: Job, bench: Bench) -> rows.Row:
     """Train a job's run, or what is left of it, and measure it.
 
     Raises:
-        EbmhybridError: data that cannot be had, training that diverged for good.
+        EbmhybridError: a setting that there is none of, data that cannot be had, training that diverged for good, the
+            run of another recipe in the job's folder.
     """
+    if job.setting not in SETTINGS:
+        raise UsageError(f"setting {job.setting!r} is unknown; {nearest(job.setting, SETTINGS)}")
     setting, folder = SETTINGS[job.setting], bench.runs / job.folder
     begun = time.monotonic()
-    where = {"data_dir": bench.place.data_dir, "device": bench.device, "progress": False}
     recipe = setting.recipe(job.changes, job.seed, bench.place)
-    if not folder.exists():
-        run = eh.train(recipe, folder, **where)
-    elif (folder / "checkpoints" / "last.state.pt").is_file():
-        run = eh.train(resume=folder, **where)
-    else:  # broke off before the first state
-        shutil.rmtree(folder)
-        run = eh.train(recipe, folder, **where)
+    _check_own(folder, recipe)
+    run = eh.train(recipe, folder, resume="auto", data_dir=bench.place.data_dir, device=bench.device, progress=False)
     if run.signal:
         raise KeyboardInterrupt
     trained = time.monotonic() - begun
@@ -97,47 +95,65 @@ def row_of(job: Job, bench: Bench) -> rows.Row:
     return rows.Row(job.setting, job.changes, job.seed, found, facts(bench, recipe.training.precision))
 
 
+def _check_own(folder: Path, recipe: Recipe) -> None:
+    """What was left in the folder is of this recipe; training would go on with one of other epochs."""
+    config = folder / "config.yaml"
+    if config.is_file() and eh.load_recipe(config) != recipe:
+        raise CheckpointError(f"{folder}: holds a run of another recipe; remove it, or name another folder by --runs")
+
+
 def facts(bench: Bench, precision: str) -> dict[str, str]:
     """What a row's figures were made with."""
     device = pick_device(bench.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except FileNotFoundError:  # no git on the machine
+        commit = ""
     return {
         "device": name,
         "torch": torch.__version__,
         "precision": str(pick_precision(precision, device)).removeprefix("torch."),
         "threads": str(bench.threads),
-        "commit": git.stdout.strip(),
+        "commit": commit,
     }
 
 
 def run(jobs: list[Job], bench: Bench, workers: int = 1) -> list[str]:
-    """Do all jobs, the first first, and return what failed; a line tells of each as it ends."""
-    failed = []
+    """Do all jobs, the first first, and return what failed; a line tells of each as it ends.
+
+    What is not begun because the time is over did not fail; the last line says how many these are.
+    """
+    failed, number = [], 0
     begun = time.monotonic()
     for number, (job, seconds, error) in enumerate(_done(jobs, bench, workers), 1):
         told = f"{seconds:.0f} s" if not error else error.strip().splitlines()[-1]
         print(f"[{number}/{len(jobs)}, {(time.monotonic() - begun) / 60:.1f} min] {job}: {told}", flush=True)
         if error:
             failed.append(f"{job}: {error}")
+    if number < len(jobs):
+        print(f"not begun, the time is over: {len(jobs) - number} runs", flush=True)
     return failed
 
 
 def _done(jobs: list[Job], bench: Bench, workers: int) -> Iterator[tuple[Job, float, str]]:
-    """(job, seconds, error) as they end."""
+    """(job, seconds, error) as they end, of those that were begun in time."""
+    tasks = [(job, bench) for job in jobs]
     if workers == 1:
-        yield from (_do((job, bench)) for job in jobs if not bench.late)
+        yield from filter(None, map(_do, tasks))
         return
     context = multiprocessing.get_context("spawn")
     with context.Pool(min(workers, len(jobs) or 1)) as pool:
-        yield from pool.imap_unordered(_do, [(job, bench) for job in jobs])
+        yield from filter(None, pool.imap_unordered(_do, tasks))
 
 
-def _do(task: tuple[Job, Bench]) -> tuple[Job, float, str]:
+def _do(task: tuple[Job, Bench]) -> tuple[Job, float, str] | None:
+    """None if the time is over."""
     job, bench = task
     begun = time.monotonic()
     if bench.late:
-        return job, 0.0, "not begun: the time is over"
+        return None
     torch.set_num_threads(bench.threads)
     try:
         rows.append(bench.rows, row_of(job, bench))

@@ -110,6 +110,7 @@ SETTINGS = {
             {"held_out": "cifar10:7-9"},
             ("held_out",),
         ),
+        Setting("cost_fashion", "The time of a step, Fashion-MNIST", "fashion", "fashion_mnist", {}, ()),
         Setting("tuning_digits", "8x8 digits", "digits", "digits:0-6", {}, (), tuning=True),
         Setting(
             "tuning_fashion",

@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks.study import rows
 from benchmarks.study.objectives import CHOSEN, OBJECTIVES, Objective
 from benchmarks.study.tables import TUNING_SEEDS
+from ebmhybrid.errors import DataError
 
 LOST = 0.005  # of validation accuracy, below the objective's best candidate, that detection may cost
 JUDGES = ("gratings", "shapes", "superpositions", "rotations")
@@ -41,8 +42,14 @@ def chosen(data: str, folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def write(data: str, folder: Path) -> dict[str, dict[str, Any]]:
-    """Keep the choice in the file that the objectives read."""
+    """Keep the choice in the file that the objectives read.
+
+    Raises:
+        DataError: there is nothing to choose from; the file stays as it is.
+    """
     choices = json.loads(CHOSEN.read_text(encoding="utf-8")) if CHOSEN.is_file() else {}
     choices[data] = chosen(data, folder)
+    if not choices[data]:
+        raise DataError(f"{folder}: no objective has all its candidates' rows; run benchmarks.study tune {data}")
     CHOSEN.write_text(json.dumps(choices, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return choices[data]

@@ -55,7 +55,7 @@ def reference_images(
             raise DataError(f"unknown family of reference images {family!r}, {nearest(family, FAMILIES)}")
     if not families or n < 1:
         raise DataError(f"there must be at least 1 family and 1 image, got families {list(families)} and n {n}")
-    if images.dim() != 4 or not len(images) or not images.is_floating_point():
+    if images.dim() != 4 or not images.numel() or not images.is_floating_point():
         raise DataError(f"images must be floating point (N, C, H, W), got {images.dtype} {tuple(images.shape)}")
     share, over = divmod(n, len(families))
     counts = [share + (number < over) for number in range(len(families))]

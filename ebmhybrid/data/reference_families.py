@@ -79,7 +79,7 @@ def collages(images: Tensor, n: int, generator: torch.Generator | None = None) -
     first, second = _pairs(images, n, generator)
     field = _upsampled(_noise(images, (n, 1, COARSE, COARSE), generator), images)
     values = field[:, :, ::2, ::2].flatten(1).sort(1).values  # of every fourth pixel: sorting is what takes time
-    rank = (_uniform(images, n, *SHARE, generator) * values.shape[1]).long()
+    rank = (_uniform(field, n, *SHARE, generator) * values.shape[1]).long()
     return torch.where(field < values.gather(1, rank.view(n, 1)).view(n, 1, 1, 1), second, first)
 
 

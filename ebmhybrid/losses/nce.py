@@ -28,7 +28,7 @@ def _check(offset: float | Tensor, reference_weight: float) -> None:
     if isinstance(offset, Tensor):
         if offset.dim() or not offset.is_floating_point():
             raise ValueError(f"offset must be a number, got {offset.dtype} {tuple(offset.shape)}")
-    elif not (isinstance(offset, (int, float)) and math.isfinite(offset)):
+    elif isinstance(offset, bool) or not (isinstance(offset, (int, float)) and math.isfinite(offset)):
         raise ValueError(f"offset must be a finite number, got {offset!r}")
     if not (isinstance(reference_weight, (int, float)) and 0 < reference_weight < math.inf):
         raise ValueError(f"reference_weight must be a number > 0, got {reference_weight!r}")
@@ -85,6 +85,8 @@ class NCELoss(nn.Module):
 
     def __init__(self, offset: float = 0.0, reference_weight: float = 1.0, *, learn_offset: bool = False) -> None:
         super().__init__()
+        if isinstance(offset, Tensor):
+            raise ValueError(f"offset must be a number, which learn_offset makes a parameter, got {offset!r}")
         _check(offset, reference_weight)
         self.offset: float | Tensor = nn.Parameter(torch.tensor(float(offset))) if learn_offset else offset
         self.reference_weight = reference_weight

@@ -66,6 +66,7 @@ class CombinedLoss(nn.Module):
         nce = terms.nce
         self.nce = NCELoss(nce.offset, nce.reference_weight, learn_offset=nce.learn_offset) if nce else None
         self.projection = ProjectionHead(num_features, terms.supcon.projection) if terms.supcon else None
+        self._held: list[tuple[Tensor, Tensor | None]] | None = None  # what the bank is kept from
 
     def forward(
         self,
@@ -80,6 +81,8 @@ class CombinedLoss(nn.Module):
         if self.hdge is not None:
             columns = None if self.hdge.negatives == "bank" else reference
             hybrid, parts = self.hdge(logits, targets, reference=columns, return_terms=True)
+            if self._held is not None:
+                self._held.append((logits.detach(), None if columns is None else columns.detach()))
         found = self._row_terms(logits, targets) | self._rivals(logits, targets, reference, views)
         if self.terms.jem is not None and contrast is not None:
             conditional = self.terms.jem.target == "conditional"
@@ -92,20 +95,18 @@ class CombinedLoss(nn.Module):
 
     @contextmanager
     def bank_held(self) -> Iterator[None]:
-        """Inside, calls in training mode do not put their batch into the bank."""
-        bank = None if self.hdge is None else self.hdge.bank
-        if bank is not None:
-            bank.eval()
+        """Inside, calls in training mode leave the bank as it is; then the first one's batch goes into it."""
+        if self.hdge is None or self.hdge.bank is None:
+            yield
+            return
+        self.hdge.bank.eval()
+        self._held = []
         try:
             yield
+            self.hdge.push(*self._held[0])
         finally:
-            if bank is not None:
-                bank.train()
-
-    def push(self, logits: Tensor) -> None:
-        """Put a batch into the bank, as each call does by itself in training mode."""
-        if self.hdge is not None:
-            self.hdge.push(logits)
+            self.hdge.bank.train()
+            self._held = None
 
     def _row_terms(self, logits: Tensor, targets: Tensor) -> Found:
         """Cross-entropy and z-loss, from one look at the rows."""

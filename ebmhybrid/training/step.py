@@ -125,9 +125,6 @@ def _sharpness_aware(parts: Parts, backward: Callable[[], Losses]) -> Losses:
         with perturbed(nn.ModuleList([parts.model, objective]), settings.sam_rho, settings.sam_adaptive):
             parts.optimizer.zero_grad(set_to_none=True)
             backward()
-    logits = found[2]
-    assert logits is not None
-    objective.push(logits)
     return found
 
 
