@@ -63,7 +63,7 @@ study: $(VENV)/.base
 	@echo 'log: runs/study.log'
 
 study-check: $(VENV)/.base
-	$(ONE_THREAD) $(BIN)/python -m benchmarks.study check --runs runs/study_check $(STUDY)
+	$(ONE_THREAD) $(BIN)/python -m benchmarks.study check $(STUDY)
 
 wheel: $(VENV)/.base
 	rm -rf build dist

@@ -66,7 +66,7 @@ CASES: dict[str, list[str]] = {
     ),
     "hdge batch mixup": bank("batch", "data.augment.mixup_alpha=1.0"),
     "hdge paper bank+batch mixup": bank("bank+batch", *LIVE, "data.augment.mixup_alpha=1.0", "training.grad_clip=1.0"),
-    "hdge sam": bank("bank+batch", "optimizer.sam_rho=0.1", "training.grad_clip=1.0"),
+    "hdge sam": bank("bank+batch", *REFERENCE, "optimizer.sam_rho=0.1", "training.grad_clip=1.0"),
     "hdge ema augmented": bank("batch", "training.ema=0.9", "data.augment.pad=1", "data.augment.noise_std=0.1"),
     "ce z_loss": [*CE, "objective.z_loss.weight=0.01", "objective.ce.label_smoothing=0.1"],
     "ce linear_energy": [*CE, "training.linear_energy=true"],

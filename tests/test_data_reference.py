@@ -6,7 +6,7 @@ import naive_reference as naive
 import pytest
 import torch
 
-from ebmhybrid.data import FAMILIES, reference_images
+from ebmhybrid.data import FAMILIES, reference_families, reference_images
 from ebmhybrid.data.reference_families import (
     collages,
     displaced,
@@ -87,6 +87,10 @@ def test_smooth_fields_are_smoother_than_noise_and_vary_in_scale_contrast_and_br
     contrast, brightness = fields.std((1, 2, 3)), fields.mean((1, 2, 3))
     assert contrast.max() > 3 * contrast.min()
     assert brightness.max() - brightness.min() > 0.4
+    grey = fields.mean(1, keepdim=True)
+    colour = (fields - grey).square().mean((1, 2, 3)) / fields.var((1, 2, 3))
+    assert colour.min() < 0.02  # from grey
+    assert colour.max() > 0.5  # to channels of their own, of which 2/3 of the variance are about their mean
 
 
 def sources(one: torch.Tensor, x: torch.Tensor) -> list[int]:
@@ -180,6 +184,15 @@ def test_warps_move_pixels_smoothly_and_by_their_amplitude():
     assert shift.abs().amax((1, 2, 3)).min() > 0.05
     steps = (shift[:, :, :, 1:] - shift[:, :, :, :-1])[:, :, 12:20, 12:20].abs().amax((1, 2, 3))
     assert (steps / largest).median() < 0.3
+
+
+def test_the_largest_displacement_of_a_warp_is_a_tenth_to_a_third_of_a_side_and_more(monkeypatch):
+    seen = []
+    monkeypatch.setattr(reference_families, "displaced", lambda images, shift: seen.append(shift) or images)
+    warps(images(), 200, generator())
+    largest = seen[0].abs().amax((1, 2, 3))
+    assert 0.1 <= largest.min() < 0.11
+    assert 0.34 < largest.max() <= 0.35 + 1e-6
 
 
 @pytest.mark.parametrize("family", ["warps", "collages", "mixtures", "patches"])

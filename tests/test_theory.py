@@ -39,6 +39,7 @@ from torch import Tensor, nn
 
 import ebmhybrid as eh
 from ebmhybrid.losses import class_scores, contrastive_loss, energy_margin_loss, outlier_exposure_loss
+from ebmhybrid.losses.jem import jem_log_density, jem_loss
 from ebmhybrid.losses.nce import nce_loss
 
 Loss = Callable[[Tensor], Tensor]
@@ -485,6 +486,28 @@ def test_likelihood_beside_cross_entropy_is_the_joint_density_up_to_a_constant()
     f = minimise(lambda f: cross_entropy(f) + likelihood(f), table())
     torch.testing.assert_close(up_to_a_constant(f[DATA]), up_to_a_constant(JOINT[DATA].log()))
     assert f[[REFERENCE_ONLY, NOWHERE]].logsumexp(1).max() < f[DATA].logsumexp(1).min() - 10
+
+
+def test_jem_on_exact_samples_descends_on_that_likelihood() -> None:
+    counts = torch.arange(1, STATES + 1)  # of a model whose samples can be counted out
+    f = table()
+    f += (counts.log() - f.logsumexp(1))[:, None]
+    samples = torch.arange(STATES).repeat_interleave(counts)
+    jem = gradient(lambda f: jem_loss(jem_log_density(f[IMAGES]), jem_log_density(f[samples])), f)
+    torch.testing.assert_close(jem, gradient(likelihood, f))
+
+
+def test_where_the_references_never_are_nce_climbs_and_margins_bound() -> None:
+    elsewhere = REFERENCES[REFERENCES != 0]
+    start = table()
+    start[0] += 6  # already below the margin
+    f = minimise(lambda f: nce_loss(f[IMAGES], f[elsewhere]), start)
+    assert f[0].logsumexp(0) > f[1:10].logsumexp(1).max() + 10
+    f = minimise(lambda f: energy_margin_loss(f[IMAGES], f[elsewhere], -4.0, -1.0), start)
+    torch.testing.assert_close(f[0], start[0])
+    start[0] -= 12
+    f = minimise(lambda f: energy_margin_loss(f[IMAGES], f[elsewhere], -4.0, -1.0), start)
+    assert f[0].logsumexp(0) > 4.0 - 1e-6  # anything beyond the margin will do
 
 
 # Terms that go together, and terms that do not

@@ -33,6 +33,7 @@ TUNED = ("digits", "fashion", "cifar10")
 
 
 def parser() -> argparse.ArgumentParser:
+    """The command's arguments; what cannot be used is refused before anything is begun."""
     found = argparse.ArgumentParser(
         "benchmarks.study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -81,6 +82,7 @@ def _there(text: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Do what the command says; the exit status."""
     args = parser().parse_args(argv)
     valid = TUNED if args.what in ("tune", "choose") else tuple(TABLES)
     deadline = None if args.minutes is None else time.time() + 60 * args.minutes
@@ -93,6 +95,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except EbmhybridError as error:
         print(f"benchmarks.study: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
+    except KeyboardInterrupt:  # training has taken the signal and kept its state
+        print("benchmarks.study: stopped; the same command goes on", file=sys.stderr)
+        return 130
 
 
 def _do(args: argparse.Namespace, names: list[str], bench: Bench) -> int:

@@ -54,13 +54,28 @@ def write(
     quoted = Quoted(rows, tables, settings)
     document, images = Path(docs_folder, "study.md"), Path(docs_folder, IMAGES)
     images.mkdir(parents=True, exist_ok=True)
-    document.write_text(text(rows, tables, settings, findings), encoding="utf-8")
+    page = text(rows, tables, settings, findings)
+    document.write_text(page, encoding="utf-8")
     files, styled = [document], figures.styles(tables.values())
+    if (readme := Path(docs_folder).parent / "README.md").is_file():
+        readme.write_text(with_claims(readme.read_text(encoding="utf-8"), page), encoding="utf-8")
+        files.append(readme)
     for name, table in tables.items():
         for kind in figures.kinds(quoted.runs(name), bool(table.sweep)):
             files.append(images / f"{name}_{kind}.png")
             figures.save(figures.draw(kind, quoted.runs(name), table, styled), files[-1])
     return files
+
+
+def with_claims(readme: str, page: str) -> str:
+    """The README with the document's opening between its two marks; as it is where there are none."""
+    begin, end = "<!-- the study's opening -->\n", "<!-- end -->"
+    if begin not in readme:
+        return readme
+    opening = page.split("\n", 2)[2].partition("\nThis page and its figures")[0].strip()
+    opening = re.sub(r"\]\((?!https?:|\.\./)([^)]+)\)", r"](docs/\1)", opening).replace("](../", "](")
+    before, _, rest = readme.partition(begin)
+    return before + begin + opening + "\n" + rest[rest.index(end) :]
 
 
 def text(

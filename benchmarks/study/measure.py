@@ -100,7 +100,10 @@ def _of_classes(test: Predictions, validation: Predictions) -> Figures:
 def _detection(
     model: nn.Module, train: ImageSet, inside: ImageSet, sets: Mapping[str, ImageSet], device: torch.device
 ) -> Figures:
-    """AUROC and FPR95 of `inside` against each set by each score, kNN among some of the training images."""
+    """AUROC and FPR95 of `inside` against each set by each score, kNN among some of the training images.
+
+    The gradient norm, which takes longest, is that of at most STRANGERS images of `inside`, too.
+    """
     fitted = fit_detectors(SCORES, train=predict(model, train.take(NEIGHBOURS), device, features=True))
 
     def scored(images: ImageSet) -> dict[str, np.ndarray]:

@@ -136,7 +136,8 @@ def displaced(images: Tensor, shift: Tensor) -> Tensor:
     columns = (torch.arange(width, device=shift.device, dtype=shift.dtype) + 0.5) / width
     # grid_sample counts from -1 to 1 from edge to edge, and names the column first
     places = torch.stack([columns + shift[:, 1], rows[:, None] + shift[:, 0]], dim=3) * 2 - 1
-    return grid_sample(images, places.to(images), padding_mode="reflection", align_corners=False)
+    wide = images.to(torch.promote_types(images.dtype, torch.float32))  # half precision knows no places of large images
+    return grid_sample(wide, places.to(wide), padding_mode="reflection", align_corners=False).to(images)
 
 
 def mixtures(images: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
