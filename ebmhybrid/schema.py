@@ -247,6 +247,9 @@ class Recipe(Locked):
             raise ValueError(
                 "objective.hdge.reference_weight needs reference images: reference.families or reference.set"
             )
+        mixed = [name for name in self.evaluation.ood if name.startswith("interp:")]
+        if mixed and self.reference and "mixtures" in self.reference.families:
+            raise ValueError(f"reference.families with mixtures: {mixed[0]} in evaluation.ood holds mixtures too")
         if self.reference and self.reference.set is not None:
             if self.reference.set in self.evaluation.ood:
                 raise ValueError(f"reference.set = {self.reference.set}: is an OOD test set too, in evaluation.ood")

@@ -31,6 +31,7 @@ from ebmhybrid.data import FAMILIES, ImageSet, load_set
 from ebmhybrid.errors import CheckpointError, DataError, UsageError
 from ebmhybrid.evaluate import evaluate
 from ebmhybrid.evaluate.corruption_sets import corrupted
+from ebmhybrid.recipe import load_recipe
 from ebmhybrid.runs import open_run
 from ebmhybrid.training import engine
 from ebmhybrid.training.build import load_data
@@ -763,3 +764,13 @@ def test_rows_that_cannot_be_read_end_with_status_one(tmp_path, capsys) -> None:
     for what in ("run", "check", "choose", "write"):
         assert command.main([what, "--rows", str(tmp_path), "--docs", str(tmp_path / "docs")]) == 1
         assert re.search(r"^benchmarks.study: .*digits.csv: the first columns are", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"), [("digits_nce", "digits"), ("fashion_mnist_nce", "fashion"), ("cifar10_nce", "cifar10")]
+)
+def test_the_packaged_recipes_are_lines_of_the_tables(name: str, setting: str) -> None:
+    packaged = load_recipe(name)
+    studied = SETTINGS[setting].recipe(OBJECTIVES["marginal NCE"].chosen(setting), 0, Place())
+    assert packaged.model_copy(update={"name": studied.name, "evaluation": studied.evaluation}) == studied
+    assert len(packaged.evaluation.ood) == len(SETTINGS[setting].ood)

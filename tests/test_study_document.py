@@ -25,7 +25,7 @@ from ebmhybrid.errors import DataError, UsageError
 ROOT = Path(__file__).parents[1]
 SETTING = Setting("toy", "Toy data", "digits", "digits:0-6", {"held": "a", "far1": "b", "far2": "c"}, ("held",))
 SETTINGS = {"toy": SETTING}
-MAIN = Table("toy", "Objectives", {"cross-entropy": "", "A | a": "a=1", "B": "b=1", "C": "c=1"}, 3, "A note.")
+MAIN = Table("toy", "Objectives", {"cross-entropy": "", "A | a": "a=1", "B": "b=1", "C": "c=1"}, 3, "A note.", whole=3)
 SWEEP = Table("toy", "Weights", {"cross-entropy": "", "B, weight 0.1": "b=2", "B, weight 1": "b=1"}, 2, sweep="weight")
 TABLES = {"main": MAIN, "the-sweep": SWEEP}
 

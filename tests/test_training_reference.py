@@ -154,6 +154,10 @@ def test_steps_with_climbing_references_are_the_same_for_the_same_seed(splits) -
         (["reference={families: [smooth], ascent_steps: 1, ascent_step_size: 1.5}"], r"ascent_step_size = 1\.5"),
         (["reference={families: [colages]}"], "'colages'.*'smooth', 'patches', 'inversions', 'collages'"),
         (["reference={families: []}"], r"families \(smooth, .*, mixtures\) or a set"),
+        (
+            ["reference={families: [mixtures]}", "evaluation.ood=[noise, 'interp:digits']"],
+            "interp:digits in evaluation.ood",
+        ),
         (["reference={families: [smooth], ascent_steps: 1}", "training.precision=fp16"], "too small a range"),
     ],
 )

@@ -53,17 +53,21 @@ def summarize(values: Sequence[float]) -> Summary | None:
     return Summary(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan, len(values))
 
 
+_OF_WHOLE = ("pgd50/", "apgd/", "sanity", "corrupted")
+
+
 def runs_of(table: Table, rows: Iterable[Row], near: Sequence[str] = (), far: Sequence[str] = ()) -> Runs:
     """The figures of a table's runs by label and seed, the derived ones among them; labels without runs are empty.
 
     Derived are, for each score, the means over the near, the far and all sets, `auroc/SCORE/near` and the like, where
     each of the sets was measured, and `step_ratio`, the time of a step over that of the control with the same seed.
-    Seeds from `table.seeds` on belong to other tables.
+    Seeds from `table.seeds` on belong to other tables, and so do attacks and corruptions where this one has none.
     """
     by_changes: dict[str, dict[int, dict[str, float]]] = {}
     for row in rows:
         if row.setting == table.setting and row.seed < table.seeds:
-            figures = row.figures | _group_means(row.figures, {"near": near, "far": far, "all": [*near, *far]})
+            own = {name: value for name, value in row.figures.items() if table.whole or not name.startswith(_OF_WHOLE)}
+            figures = own | _group_means(own, {"near": near, "far": far, "all": [*near, *far]})
             by_changes.setdefault(row.changes, {})[row.seed] = figures
     runs = {label: dict(sorted(by_changes.get(changes, {}).items())) for label, changes in table.lines.items()}
     return _with_step_ratio(runs, runs.get(table.control, {}) if table.control is not None else {})
