@@ -7,7 +7,7 @@ of a table's name (- as _) below that table. The methods of :class:`benchmarks.s
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +93,7 @@ def text(
     _check_names(prose, [table["macro"] for table in shown])
     page = environment.from_string((HERE / "study.md.jinja").read_text(encoding="utf-8")).render(
         findings=prose,
-        settings=_by_setting([table for table in shown if not table["sweep"]], settings),
+        settings=_by_setting([table for table in shown if not table["sweep"]], settings, {row.setting for row in rows}),
         sweeps=[table for table in shown if table["sweep"]],
         machines=_machines(rows, settings),
         tuned=_tuned(rows, settings),
@@ -138,9 +138,19 @@ def _shown(name: str, table: Table, quoted: Quoted, setting: Setting) -> dict[st
     }
 
 
-def _by_setting(shown: Sequence[dict[str, Any]], settings: Mapping[str, Setting]) -> list[dict[str, Any]]:
+def _by_setting(
+    shown: Sequence[dict[str, Any]], settings: Mapping[str, Setting], measured: Collection[str]
+) -> list[dict[str, Any]]:
+    """What the template needs of a setting; `rows` where it has a file of them."""
     return [
-        {"name": name, "title": setting.title, "near": setting.near, "far": setting.far, "tables": own}
+        {
+            "name": name,
+            "title": setting.title,
+            "near": setting.near,
+            "far": setting.far,
+            "tables": own,
+            "rows": name in measured,
+        }
         for name, setting in settings.items()
         if (own := [table for table in shown if table["setting"] == name])
     ]
