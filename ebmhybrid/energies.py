@@ -28,11 +28,11 @@ from torch import Tensor
 from ebmhybrid.kernels import at_least_float32, row_stats
 
 
-def require_logits(logits: Tensor) -> None:
-    """A ValueError that says what came, unless it is logits: floating point (N, C)."""
+def require_logits(logits: Tensor, name: str = "logits") -> None:
+    """A ValueError that says what came under that name, unless it is logits: floating point (N, C)."""
     if not isinstance(logits, Tensor) or not logits.is_floating_point() or logits.dim() != 2 or logits.shape[1] == 0:
         what = f"{logits.dtype} {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"logits must be floating point of shape (N, C) with C >= 1, got {what}")
+        raise ValueError(f"{name} must be floating point of shape (N, C) with C >= 1, got {what}")
 
 
 def check_logits(logits: Tensor) -> Tensor:

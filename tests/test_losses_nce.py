@@ -17,6 +17,7 @@ import ebmhybrid as eh
 from ebmhybrid.data import Splits
 from ebmhybrid.errors import RecipeError
 from ebmhybrid.losses import NCELoss, nce_loss
+from ebmhybrid.losses.baselines import energy_margin_loss
 from ebmhybrid.schema import Objective
 from ebmhybrid.training.build import build_parts, load_data
 from ebmhybrid.training.objective import CombinedLoss
@@ -346,3 +347,10 @@ def test_the_pages_lines_are_cross_entropy_of_one_class_more_and_a_recipe() -> N
     assert recipe.objective.nce is not None
     assert recipe.reference is not None
     assert recipe.objective.nce.reference_weight == recipe.reference.fraction
+
+
+def test_wrong_reference_logits_are_named() -> None:
+    with pytest.raises(ValueError, match=r"^reference_logits must be floating point of shape \(N, C\)"):
+        nce_loss(torch.zeros(2, 3), torch.zeros(3))
+    with pytest.raises(ValueError, match=r"^outlier_logits must be floating point of shape \(N, C\)"):
+        energy_margin_loss(torch.zeros(2, 3), torch.zeros(3))

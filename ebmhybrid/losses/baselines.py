@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ebmhybrid.energies import check_logits, energy
+from ebmhybrid.energies import check_logits, energy, require_logits
 from ebmhybrid.kernels import at_least_float32
 from ebmhybrid.losses.checks import check_labels, check_targets
 from ebmhybrid.losses.gathered import gathered
@@ -209,6 +209,7 @@ def energy_margin_loss(logits: Tensor, outlier_logits: Tensor, inside: float = -
     numbers = all(isinstance(margin, (int, float)) for margin in (inside, outside))
     if not (numbers and -math.inf < inside < outside < math.inf):
         raise ValueError(f"margins must be numbers with inside < outside, got {inside!r} and {outside!r}")
+    require_logits(outlier_logits, "outlier_logits")
     above = F.relu(energy(logits) - inside)
     below = F.relu(outside - energy(outlier_logits))
     # sums, since the mean of no image would be NaN

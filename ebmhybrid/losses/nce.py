@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ebmhybrid.energies import log_density
+from ebmhybrid.energies import log_density, require_logits
 from ebmhybrid.losses.gathered import own_mean
 
 
@@ -58,6 +58,7 @@ def nce_loss(
     tensor(4.)
     """
     _check(offset, reference_weight)
+    require_logits(reference_logits, "reference_logits")
     # torch's own threshold of 20 drops terms of 2e-9, which float64 would keep
     data = F.softplus(offset - log_density(logits), threshold=50)
     reference = F.softplus(log_density(reference_logits) - offset, threshold=50)
