@@ -14,7 +14,7 @@ help:
 	@echo 'make lint   ruff and mypy'
 	@echo 'make fuzz   thousands of random inputs, fifty kills, four processes (some half an hour)'
 	@echo 'make bench  time loss, kernels, training, sampling, evaluation and start-up against rivals, two processes against one (some twenty minutes)'
-	@echo 'make study  the runs behind docs/study.md that have no row yet, in the background (hours; make STUDY="--npz DIR" ...)'
+	@echo 'make study  the runs behind docs/study.md that have no row yet, in the background (hours; make study STUDY="--npz DIR" ...)'
 	@echo 'make study-check  one random run of each of its tables again'
 	@echo 'make wheel  build the wheel into dist/'
 

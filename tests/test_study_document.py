@@ -479,6 +479,23 @@ def test_the_document_in_the_repository_is_that_of_its_rows() -> None:
         assert (ROOT / "docs" / name).is_file()
 
 
+def test_the_readme_begins_its_section_as_the_document_begins() -> None:
+    readme, page = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/study.md"))
+    assert document.with_claims(readme, page) == readme, "write it again: python -m benchmarks.study write"
+    assert page.splitlines()[2] in readme
+    page = "# Title\n\nIt [is](nce.md), [so](https://a.b).\n\nThis page and its figures are"
+    mark = "<!-- the study's opening -->\n"
+    found = document.with_claims(f"Before\n{mark}old\n<!-- end -->\nAfter\n", page)
+    assert found == f"Before\n{mark}It [is](docs/nce.md), [so](https://a.b).\n<!-- end -->\nAfter\n"
+    assert document.with_claims("without marks", page) == "without marks"
+
+
+def test_attacks_belong_to_tables_that_have_them() -> None:
+    given = [row("", 0, **{"pgd50/1/255": 0.5, "sanity": 0.0, "corrupted": 0.4, "accuracy": 0.9})]
+    assert set(summary.runs_of(MAIN, given)["cross-entropy"][0]) == {"pgd50/1/255", "sanity", "corrupted", "accuracy"}
+    assert set(summary.runs_of(SWEEP, given)["cross-entropy"][0]) == {"accuracy"}
+
+
 def test_what_was_tried_is_shown_with_what_was_chosen() -> None:
     objective = OBJECTIVES["label smoothing"]
     given, areas = [], [0.5, 0.7, 0.9, 0.6]

@@ -106,7 +106,7 @@ def facts(bench: Bench, precision: str) -> dict[str, str]:
     """What a row's figures were made with."""
     device = pick_device(bench.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
     try:
         commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     except FileNotFoundError:  # no git on the machine

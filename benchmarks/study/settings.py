@@ -15,7 +15,6 @@ FILES = {
     "cifar10": ("cifar10_train.npz", "cifar10_test.npz"),
     "mnist": ("mnist_5k.npz", "mnist_5k.npz"),
 }
-RECOMMENDED = "marginal NCE"
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,6 @@ class Setting:
     eps: tuple[str, ...] = ("1/255", "2/255", "4/255", "8/255")
     changes: tuple[str, ...] = ()
     tuning: bool = False
-    recommended: str = RECOMMENDED
 
     @property
     def far(self) -> tuple[str, ...]:

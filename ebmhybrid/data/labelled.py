@@ -69,11 +69,9 @@ class Labelled:
         """
         if limit < 1:
             self._fail(f"limit must be at least 1, got {limit}")
-        return (
-            self
-            if limit >= len(self)
-            else self.select(spaced(self.labels, limit)).noted(f"{limit} of {len(self)} images")
-        )
+        if limit >= len(self):
+            return self
+        return self.select(spaced(self.labels, limit)).noted(f"{limit} of {len(self)} images")
 
     def keep_classes(self: Set, spec: str) -> Set:
         """Only the classes of `spec` ("0-6", "7,9", "0-2,5"), relabelled 0.. in ascending order.
