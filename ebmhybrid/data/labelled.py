@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -15,7 +16,7 @@ from ebmhybrid.errors import DataError
 Set = TypeVar("Set", bound="Labelled")
 
 
-class Labelled:
+class Labelled(ABC):
     """The methods that need a set's labels and its `select` alone; the set itself is a frozen dataclass."""
 
     name: str
@@ -52,9 +53,9 @@ class Labelled:
         """The same set with more notes."""
         return self._with(notes=(*self.notes, *notes))
 
+    @abstractmethod
     def select(self: Set, indices: Tensor | Sequence[int], name: str | None = None) -> Set:
         """The images at `indices`, in that order; all classes stay, even those left without images."""
-        raise NotImplementedError
 
     def _checked(self, indices: Tensor | Sequence[int]) -> Tensor:
         index = torch.as_tensor(indices, device=self.labels.device).long()
