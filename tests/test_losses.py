@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 import ebmhybrid as eh
 from ebmhybrid.losses import class_scores, contrastive_loss
-from ebmhybrid.losses.contrastive import label_vector_scores
+from ebmhybrid.losses.label_vectors import label_vector_scores
 from ebmhybrid.terms import HDGETerm
 
 PAPER = {"form": "paper", "negatives": "batch", "normalize": "none", "temperature": 1.0}

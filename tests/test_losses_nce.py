@@ -252,7 +252,7 @@ def trained(splits: Splits, *options: str, steps: int = 1):
 
 
 def test_a_step_of_training_learns_the_offset_as_any_weight(splits: Splits) -> None:
-    options = "objective={ce: {}, nce: {learn_offset: true, offset: 0.25, reference_weight: 0.5}}"
+    options = "objective={ce: {}, nce: {weight: 1.0, learn_offset: true, offset: 0.25, reference_weight: 0.5}}"
     parts, terms, logits = trained(splits, options, "optimizer={lr: 0.1, weight_decay: 0.0}")
     b = torch.tensor(0.25, requires_grad=True)
     loss = nce_loss(logits[:32], logits[32:], b, 0.5)
@@ -273,7 +273,7 @@ def test_fixed_and_learned_offsets_train_beside_the_other_options(splits: Splits
 def test_after_some_steps_logsumexp_tells_references_from_data(splits: Splits) -> None:
     """In more pairs than after the same steps of what is next to cross-entropy alone."""
     gaps = []
-    for objective in ("{ce: {}, outlier_exposure: {weight: 1.0e-9}}", "{ce: {}, nce: {}}"):
+    for objective in ("{ce: {}, outlier_exposure: {weight: 1.0e-9}}", "{ce: {}, nce: {weight: 1.0}}"):
         torch.manual_seed(0)
         _, _, logits = trained(
             splits, f"objective={objective}", "schedule.name=constant", "optimizer.lr=0.02", steps=30
@@ -301,6 +301,10 @@ def test_a_run_resumes_with_its_learned_offset(tmp_path) -> None:
         (["reference={set: noise}", "objective={ce: {}}"], "energy_margin, outlier_exposure or nce: .* of the three"),
         (["objective={ce: {}, nce: {weight: 0.0}}"], r"objective\.nce\.weight = 0"),
         (["objective={ce: {}, nce: {reference_weight: 0.0}}"], r"objective\.nce\.reference_weight = 0"),
+        (
+            ["objective={ce: {}, nce: {offset: 1.0e+40}}"],
+            r"objective\.nce\.offset = 1e\+40.*less than or equal to 1000000",
+        ),
         (["objective={ce: {}, nce: {offset: .inf}}"], r"objective\.nce\.offset = inf"),
         (["objective={ce: {}, nce: {learn_offset: 1}}"], r"objective\.nce\.learn_offset = 1"),
         (["objective={ce: {}, nce: {offst: 1.0}}"], r"unknown key 'objective\.nce\.offst'"),
@@ -319,7 +323,7 @@ def test_alone_it_is_an_objective_and_only_with_references() -> None:
     recipe = eh.load_recipe("smoke", ["objective={nce: {}}", "reference={families: [smooth]}"])
     assert recipe.objective.nce is not None
     assert recipe.objective.nce.model_dump() == {
-        "weight": 1.0,
+        "weight": 0.25,
         "reference_weight": 1.0,
         "offset": 0.0,
         "learn_offset": False,
@@ -344,9 +348,9 @@ def test_the_pages_lines_are_cross_entropy_of_one_class_more_and_a_recipe() -> N
     torch.testing.assert_close(names["loss"], literal.background_class(logits, y, reference, 0.0, 1.0) / len(y))
     asked = re.findall(r"^    (objective|reference): (\{.*\})$", page, flags=re.M)
     recipe = eh.load_recipe("smoke", [f"{key}={value}" for key, value in asked])
-    assert recipe.objective.nce is not None
-    assert recipe.reference is not None
-    assert recipe.objective.nce.reference_weight == recipe.reference.fraction
+    for name in ("fashion_mnist_nce", "cifar10_nce"):
+        recommended = eh.load_recipe(name)
+        assert (recipe.objective, recipe.reference) == (recommended.objective, recommended.reference)
 
 
 def test_wrong_reference_logits_are_named() -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import doctest
 import json
-import multiprocessing.dummy
+import multiprocessing
+import os
 import pickle
 import random
 import re
 import shutil
+import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -544,10 +547,18 @@ def told_row(job: Job, bench: Bench) -> Row:
     return Row(job.setting, job.changes, job.seed, {"accuracy": 0.5}, {})
 
 
+FORK = multiprocessing.get_context("fork")  # whose processes see what a test has replaced
+
+
+def in_threads(workers: int, mp_context: object) -> ThreadPoolExecutor:
+    """In the place of processes, which would not see what a test has replaced."""
+    return ThreadPoolExecutor(workers)
+
+
 @pytest.mark.parametrize("workers", [1, 3])
 def test_what_fails_is_told_and_stops_nothing_else(workers: int, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(runs, "row_of", told_row)
-    monkeypatch.setattr(runs.multiprocessing, "get_context", lambda kind: multiprocessing.dummy)
+    monkeypatch.setattr(runs, "ProcessPoolExecutor", in_threads)
     bench = Bench(tmp_path / "rows", tmp_path / "runs", Place(), "cpu")
     jobs = [Job("digits", changes, 0) for changes in ("broken", "a", "impossible", "b")]
     failed = sorted(runs.run(jobs, bench, workers))
@@ -574,11 +585,48 @@ def test_no_run_is_begun_after_the_deadline_and_none_of_these_failed(
         return told_row(job, bench)
 
     monkeypatch.setattr(runs, "row_of", slow)
-    monkeypatch.setattr(runs.multiprocessing, "get_context", lambda kind: multiprocessing.dummy)
+    monkeypatch.setattr(runs, "ProcessPoolExecutor", in_threads)
     bench = Bench(tmp_path / "rows", tmp_path / "runs", Place(), "cpu", deadline=time.time() + 0.2)
     assert runs.run([Job("digits", changes, 0) for changes in "abcde"], bench, workers) == []
     assert len(rows.read(bench.rows)) == workers
     assert capsys.readouterr().out.splitlines()[-1] == f"not begun, the time is over: {5 - workers} runs"
+
+
+def test_a_worker_ended_from_outside_is_told_and_what_it_left_is_begun_again(tmp_path, monkeypatch, capsys) -> None:
+    def killed(job: Job, bench: Bench) -> Row:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+    table = Table("digits", "Toy", {changes: changes for changes in ("seed=0", "seed=1", "seed=2")}, 1)
+    monkeypatch.setattr(command, "TABLES", {"toy": table})
+    monkeypatch.setattr(runs, "row_of", killed)
+    monkeypatch.setattr(runs.multiprocessing, "get_context", lambda kind: FORK)
+    arguments = ["run", "toy", "--rows", str(tmp_path / "rows"), "--runs", str(tmp_path / "runs"), "--workers", "2"]
+    assert command.main(arguments) == 1
+    assert "a worker process was ended from outside" in capsys.readouterr().err
+    assert rows.read(tmp_path / "rows") == []
+    monkeypatch.setattr(runs, "row_of", told_row)
+    assert command.main(arguments) == 0
+    assert len(rows.read(tmp_path / "rows")) == 3
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_after_a_signal_no_run_is_begun(workers: int, tmp_path, monkeypatch, capsys) -> None:
+    begun = []
+
+    def stopped(job: Job, bench: Bench) -> Row:
+        begun.append(job)
+        time.sleep(0.1)  # until the other has begun too
+        raise KeyboardInterrupt
+
+    table = Table("digits", "Toy", {text: text for text in ("seed=0", "seed=1", "seed=2", "seed=3")}, 1)
+    monkeypatch.setattr(command, "TABLES", {"toy": table})
+    monkeypatch.setattr(runs, "row_of", stopped)
+    monkeypatch.setattr(runs, "ProcessPoolExecutor", in_threads)
+    arguments = ["run", "toy", "--rows", str(tmp_path / "rows"), "--runs", str(tmp_path), "--workers", str(workers)]
+    assert command.main(arguments) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    assert len(begun) == workers
 
 
 def test_times_of_steps_have_a_row_a_round(trained, tmp_path, monkeypatch) -> None:

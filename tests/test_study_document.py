@@ -191,12 +191,26 @@ def test_pairs_are_of_common_seeds_only() -> None:
     assert summary.difference({0: 1.0, 1: 1.0}, {0: 1.0, 1: math.nan}) is None
 
 
+THREE = {
+    "same": {0: 0.3, 1: 0.7, 2: 0.6},
+    "higher": {0: 0.4, 1: 0.8, 2: 0.7},
+    "noisy": {0: 0.4, 1: 0.802, 2: 0.699},
+}
+
+
 def test_differences_without_spread() -> None:
     same = {0: 0.3, 1: 0.7, 2: 0.9}
     assert summary.difference(same, same) == summary.Difference(0.0, 0.0, 0.0, 1.0, 3)
     higher = summary.difference({seed: value + 0.1 for seed, value in same.items()}, same)
-    assert (higher.p, higher.low, higher.high) == (0.0, higher.mean, higher.mean)
+    assert all(map(math.isnan, (higher.p, higher.low, higher.high)))
     assert higher.mean == pytest.approx(0.1)
+    runs = {label: {seed: {"accuracy": value} for seed, value in values.items()} for label, values in THREE.items()}
+    told = markdown.comparison(runs, "same", {"accuracy": "accuracy"})
+    assert [line.count(markdown.BETTER) for line in told.splitlines()[2:]] == [0, 0, 1]  # spread, and p < .05
+    assert "| higher | 3 | +10.00 in every pair |" in markdown.differences(runs, "same", {"accuracy": "accuracy"})
+    assert summary.against_control(runs, "same", "accuracy")["noisy"][1] == pytest.approx(
+        naive_study.paired_p(list(THREE["noisy"].values()), list(THREE["same"].values())), rel=1e-4
+    )  # adjusted for itself alone
 
 
 def test_holm_rejects_what_the_procedure_rejects() -> None:
@@ -363,6 +377,24 @@ def test_quoted_figures_are_those_of_the_tables(folder) -> None:
     assert said.near("main", "B") == said.mean("main", "B", "auroc/energy/held")
 
 
+def test_spans_are_from_the_least_to_the_largest(folder) -> None:
+    given = rows.read(folder)
+    said = quoted.Quoted(given, TABLES, SETTINGS)
+    values = {text: [100 * one.figures["accuracy"] for one in given if one.changes == text] for text in ("", "b=1")}
+    ends = [f"{statistics.fmean(values[text]):.2f}" for text in ("b=1", "")]
+    assert said.span("main", "accuracy", "cross-entropy", "B", "C") == f"{ends[0]} (B) to {ends[1]} (cross-entropy)"
+    assert said.span("main", "accuracy").startswith(f"{ends[0]} (B) to ")
+    assert said.span("main", "accuracy").endswith(" (A | a)")
+    low, high = sorted(statistics.stdev(found) for found in values.values())
+    assert said.std_span("main", "accuracy", "cross-entropy", "B") == f"{low:.2f} to {high:.2f}"
+    assert said.span("main", "accuracy", "C") == said.std_span("main", "accuracy", "C") == "not run"
+    assert said.seeds("main") == "3"
+    one = quoted.Quoted([*given, row("c=1", 0, nll=1.0)], TABLES, SETTINGS)
+    assert (one.seeds("main"), one.std_span("main", "nll", "C")) == ("1 to 3", "not run")
+    with pytest.raises(UsageError, match="label 'D' is unknown"):
+        said.span("main", "accuracy", "D")
+
+
 def test_what_was_not_run_is_quoted_as_that(folder) -> None:
     said = quoted.Quoted(rows.read(folder), TABLES, SETTINGS)
     assert said.mean("main", "C", "accuracy") == said.std("main", "C", "accuracy") == "not run"
@@ -496,6 +528,16 @@ def test_attacks_belong_to_tables_that_have_them() -> None:
     assert set(summary.runs_of(SWEEP, given)["cross-entropy"][0]) == {"accuracy"}
 
 
+def test_what_is_compared_is_every_objective_with_its_values() -> None:
+    lines = tried.compared({"digits": "Digits", "cifar10": "C"}).splitlines()
+    assert lines[:2] == ["| objective | what it is | Digits | C |", "|---|---|---|---|"]
+    assert [line.split(" | ")[0].removeprefix("| ") for line in lines[2:]] == list(OBJECTIVES)
+    found = {line.split(" | ")[0].removeprefix("| "): line.removesuffix(" |").split(" | ")[2:] for line in lines[2:]}
+    assert found["cross-entropy"] == ["–", "–"]
+    assert found["outlier exposure"] == ["weight 1", "weight 0.25"]  # both chosen there
+    assert found["SupCon"] == ["temperature 0.2", "(temperature 0.1)"]
+
+
 def test_what_was_tried_is_shown_with_what_was_chosen() -> None:
     objective = OBJECTIVES["label smoothing"]
     given, areas = [], [0.5, 0.7, 0.9, 0.6]
@@ -506,7 +548,7 @@ def test_what_was_tried_is_shown_with_what_was_chosen() -> None:
             Row("tuning_toy", objective.text(**values), s, {"val_accuracy": accuracy} | found, {}) for s in TUNING_SEEDS
         ]
     assert tried.tried("toy", given).splitlines()[2:] == [
-        "| label smoothing | share 0.1; 0.02; 0.05; 0.2 | share 0.02 | 98.00 | 0.700 | 0.500 to 0.900 |"
+        "| label smoothing | share 0.1; 0.02; 0.05; 0.2 | share 0.02 (least) | 98.00 | 0.700 | 0.500 to 0.900 |"
     ]
     assert tried.tried("toy", given[2:]) == ""
     assert tried.tried("other", given) == ""

@@ -1,7 +1,7 @@
 """docs/study.md and its figures, written from the rows and the prose of `findings.md.jinja` and from nothing else.
 
-`findings.md.jinja` holds macros without arguments: `opening` and `method` stand in the document's first two parts, one
-of a table's name (- as _) below that table. The methods of :class:`benchmarks.study.quoted.Quoted` insert figures.
+`findings.md.jinja` holds macros without arguments: `opening`, `method` and `missing` stand in the first parts, one of a
+table's name (- as _) below that table. The methods of :class:`benchmarks.study.quoted.Quoted` insert figures.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from benchmarks.study.quoted import Quoted
 from benchmarks.study.rows import Row, read
 from benchmarks.study.settings import SETTINGS, Setting
 from benchmarks.study.tables import TABLES, Table
-from benchmarks.study.tried import tried
+from benchmarks.study.tried import compared, tried
 from benchmarks.study.tune import LOST
 from ebmhybrid.errors import UsageError, nearest
 
@@ -28,13 +28,14 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 FINDINGS = HERE / "findings.md.jinja"
 IMAGES = "study"  # the folder of the figures, beside the document
+TITLES = {"digits": "digits", "fashion": "Fashion-MNIST", "cifar10": "CIFAR-10"}  # of the data that was tuned on
 _ALT = {
     "far": "energy AUROC of the far sets against accuracy",
     "sets": "energy AUROC by OOD set",
     "eps": "robust accuracy over eps",
     "sweep": "what the hyper-parameter changes",
 }
-_QUOTED = ("value", "mean", "std", "n", "near", "far", "diff", "interval", "p", "verdict")
+_QUOTED = ("value", "mean", "std", "n", "near", "far", "diff", "interval", "p", "verdict", "span", "std_span", "seeds")
 
 
 def write(
@@ -102,6 +103,7 @@ def text(
         level=markdown.LEVEL,
         sizes={"attacked": ATTACKED, "corrupted": CORRUPTED, "strangers": STRANGERS},
         lost=100 * LOST,
+        compared=compared(TITLES),
     )
     return re.sub(r"\n{3,}", "\n\n", page).strip() + "\n"
 
@@ -116,7 +118,7 @@ def _environment(quoted: Quoted) -> Environment:
 
 def _check_names(prose: Any, tables: Sequence[str]) -> None:
     """A macro of no table would be prose that nobody sees."""
-    places = {"opening", "method", *tables}
+    places = {"opening", "method", "missing", *tables}
     for name in vars(prose):
         if not name.startswith("_") and name not in places:
             raise UsageError(f"{FINDINGS.name}: macro {name!r} has no place; {nearest(name, places)}")

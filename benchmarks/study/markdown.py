@@ -68,7 +68,7 @@ def _best(summaries: Iterable[Summary | None], shown: Column) -> str | None:
 
 def mark(apart: Difference, p: float, better: int) -> str:
     """▲ for significantly better, ▼ for significantly worse, nothing else; with a space before it."""
-    if p >= LEVEL or not apart.mean:
+    if not p < LEVEL or not apart.mean:
         return ""
     return f" {BETTER if apart.mean * better > 0 else WORSE}"
 
@@ -92,12 +92,14 @@ def said(apart: Difference, p: float, shown: Column) -> str:
     >>> said(Difference(0.01, -0.002, 0.022, 0.04, 3), 0.08, column("accuracy"))
     '+1.00 [-0.20, +2.20], p = 0.080'
     """
+    if math.isnan(p):
+        return f"{shown.signed(apart.mean)} in every pair"
     return f"{shown.signed(apart.mean)} {bounds(apart, shown)}, p {p_value(p)}"
 
 
 def bounds(apart: Difference, shown: Column) -> str:
-    """The 95 % interval of a difference."""
-    return f"[{shown.signed(apart.low)}, {shown.signed(apart.high)}]"
+    """The 95 % interval of a difference, a dash where there is none."""
+    return DASH if math.isnan(apart.low) else f"[{shown.signed(apart.low)}, {shown.signed(apart.high)}]"
 
 
 def p_value(p: float) -> str:
@@ -109,10 +111,11 @@ def p_value(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"= {p:.3f}"
 
 
-def plain(rows: Sequence[Mapping[str, str]]) -> str:
-    """A table of texts under the keys of its first row."""
+def plain(rows: Sequence[Mapping[str, str]], words: int = 1) -> str:
+    """A table of texts under the keys of its first row; all columns but the first `words` are of numbers."""
     header = list(rows[0])
-    return "\n".join([_line(header), "|---|" + "--:|" * (len(header) - 1), *(_line(row.values()) for row in rows)])
+    sides = "|" + "---|" * words + "--:|" * (len(header) - words)
+    return "\n".join([_line(header), sides, *(_line(row.values()) for row in rows)])
 
 
 def _line(cells: Iterable[str]) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 CHOSEN = Path(__file__).with_name("chosen.json")
+ELSEWHERE = "elsewhere"  # key of the values for data on which an objective was not tuned
 FAMILIES = ("smooth", "patches", "inversions", "collages", "spectral")
 FRACTION = 0.5
 
@@ -68,20 +69,32 @@ class Objective:
 
     Arguments:
         label: what tables call it.
+        about: what it is, in a line.
         text: changes(**values).
-        candidates: the values that were tried; the first are those without tuning.
+        candidates: the values that were tried on all data; the first are those without tuning.
         references: whether it sees reference images.
+        further: data -> values tried there too, beyond the end of the candidates that was chosen on it.
     """
 
     label: str
+    about: str
     text: Callable[..., str]
     candidates: tuple[dict[str, Any], ...] = field(default=({},))
     references: bool = False
+    further: dict[str, tuple[dict[str, Any], ...]] = field(default_factory=dict)
+
+    def tried(self, data: str) -> tuple[dict[str, Any], ...]:
+        """All values that are tried on that data."""
+        return self.candidates + self.further.get(data, ())
 
     def values(self, setting: str) -> dict[str, Any]:
-        """The values chosen by tuning on a setting's data, else on Fashion-MNIST, else the first."""
+        """Those chosen by tuning on a setting's data, else among the candidates on Fashion-MNIST, else the first."""
         choices, data = _choices(), setting.partition("_")[0]
-        return (choices.get("fashion", {}) | choices.get(data, {})).get(self.label, self.candidates[0])
+        return (choices.get(ELSEWHERE, {}) | choices.get(data, {})).get(self.label, self.candidates[0])
+
+    def tuned(self, data: str) -> bool:
+        """Whether its values were chosen on that data."""
+        return self.label in _choices().get(data, {})
 
     def chosen(self, setting: str) -> str:
         """Its changes in a setting."""
@@ -142,67 +155,114 @@ WEIGHTS = [1.0, 0.1, 0.3, 3.0]
 OBJECTIVES = {
     one.label: one
     for one in (
-        Objective("cross-entropy", lambda: ""),
+        Objective("cross-entropy", "-log p(y given x), the control", lambda: ""),
         Objective(
             "label smoothing",
+            "cross-entropy to labels mixed with the uniform distribution",
             lambda share: changes({"ce": {"label_smoothing": share}}),
             each(share=[0.1, 0.02, 0.05, 0.2]),
         ),
         Objective(
             "LogitNorm",
+            "cross-entropy of unit logits over a temperature (Wei et al. 2022)",
             lambda temperature: changes({"logit_norm": {"temperature": temperature}}),
             each(temperature=[0.04, 0.1, 0.3, 1.0]),
         ),
-        Objective("SupCon", _supcon, each(temperature=[0.1, 0.05, 0.2, 0.5])),
-        Objective("HDGE released, bank", lambda weight: changes(hdge(weight)), each(weight=WEIGHTS)),
+        Objective(
+            "SupCon",
+            "contrast of features by class, then a linear head (Khosla et al. 2020)",
+            _supcon,
+            each(temperature=[0.1, 0.05, 0.2, 0.5]),
+        ),
+        Objective(
+            "HDGE released, bank",
+            "cross-entropy and -log q(x given y) as in the authors' code: unit logits, T = 0.1, 65536 banked negatives",
+            lambda weight: changes(hdge(weight)),
+            each(weight=WEIGHTS),
+        ),
         Objective(
             "HDGE released, live",
+            "the same score with the batch itself as negatives, with gradient",
             lambda weight: changes(hdge(weight, negatives="batch")),
             each(weight=WEIGHTS),
         ),
-        Objective("HDGE paper, bank", lambda weight: changes(hdge(weight, form="paper")), each(weight=WEIGHTS)),
-        Objective("live columns", lambda weight: changes(live(weight)), each(weight=WEIGHTS)),
+        Objective(
+            "HDGE paper, bank",
+            "the score of the paper's equation in place of the code's, with the bank",
+            lambda weight: changes(hdge(weight, form="paper")),
+            each(weight=WEIGHTS),
+        ),
+        Objective(
+            "live columns",
+            "cross-entropy and the paper's equation: raw logits, the batch itself as negatives, with gradient",
+            lambda weight: changes(live(weight)),
+            each(weight=WEIGHTS),
+        ),
         Objective(
             "live columns, normalised",
+            "the same of unit logits over a temperature",
             lambda temperature: changes(live(1.0, "l2", temperature)),
             each(temperature=[0.1, 0.2, 0.5, 1.0]),
         ),
         Objective(
             "bank and live columns",
+            "the same, the normaliser from bank and batch, its gradient from the batch",
             lambda weight: changes(hdge(weight, **_BOTH)),
             each(weight=WEIGHTS),
         ),
-        Objective("columns alone", lambda: changes(live(1.0, ce_weight=0.0))),
-        Objective("cross-entropy, no norm", lambda: changes({"ce": {}}, **WITHOUT_NORM)),
-        Objective("JEM", lambda: _sampled({"ce": {}})),
-        Objective("HDGE + JEM", lambda: _sampled(live())),
+        Objective("columns alone", "live columns without cross-entropy", lambda: changes(live(1.0, ce_weight=0.0))),
+        Objective(
+            "cross-entropy, no norm",
+            "without norm layers; SiLU, Adam and averaged weights, as JEM's lines",
+            lambda: changes({"ce": {}}, **WITHOUT_NORM),
+        ),
+        Objective(
+            "JEM",
+            "cross-entropy and log p(x) by Langevin samples of the model (Grathwohl et al. 2020)",
+            lambda: _sampled({"ce": {}}),
+        ),
+        Objective("HDGE + JEM", "live columns and JEM", lambda: _sampled(live())),
         Objective(
             "live columns, references",
+            "live columns with references among the negatives, each counted `times` times",
             lambda weight, times: with_references(live(weight, reference_weight=times)),
             tuple(
                 {"weight": w, "times": t} for w, t in [(1.0, 1.0), (0.3, 1.0), (1.0, 20.0), (0.3, 20.0), (0.1, 20.0)]
             ),
             references=True,
+            further={"fashion": ({"weight": 0.03, "times": 20.0},)},
         ),
         Objective(
             "outlier exposure",
+            "cross-entropy, and references towards the uniform distribution (Hendrycks et al. 2019)",
             lambda weight: with_references({"ce": {}, "outlier_exposure": {"weight": weight}}),
             each(weight=[0.5, 0.25, 1.0, 2.0, 4.0]),
             references=True,
+            further={"fashion": each(weight=[0.1])},
         ),
-        Objective("energy margins", _margin, each(margins=_MARGINS), references=True),
+        Objective(
+            "energy margins",
+            "cross-entropy; hinges keep the energy of images below a margin, of references above one (Liu et al. 2020)",
+            _margin,
+            each(margins=_MARGINS),
+            references=True,
+            further={"fashion": each(margins=[(-10.0, -3.0, 0.003)])},
+        ),
         Objective(
             "background class",
+            "cross-entropy with a class more, that of the references, of a constant logit",
             lambda times: with_references(nce(1.0, times)),
             each(times=[0.5, 0.1, 0.2, 1.0, 2.0]),
             references=True,
         ),
         Objective(
             "marginal NCE",
+            "cross-entropy; logsumexp tells images from references, learned offset (Gutmann & Hyvärinen 2010)",
             _nce,
             tuple({"weight": w, "times": t} for w, t in [(0.5, 1.0), (0.25, 1.0), (1.0, 1.0), (2.0, 1.0), (1.0, 3.0)]),
             references=True,
+            further={"fashion": ({"weight": 0.1, "times": 1.0},)},
         ),
-        Objective("NCE + uniform", _uniform, _UNIFORM, references=True),
+        Objective("NCE + uniform", "marginal NCE and outlier exposure", _uniform, _UNIFORM, references=True),
     )
 }

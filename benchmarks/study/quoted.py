@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from benchmarks.study.columns import column
@@ -70,6 +70,30 @@ class Quoted:
         found = self.summary(table, label, figure)
         return NOT_RUN if found is None else DASH if math.isnan(found.std) else column(figure).text(found.std)
 
+    def span(self, table: str, figure: str, *labels: str) -> str:
+        """The least and the largest mean of those labels, or of all, and whose they are."""
+        found = self._ends(table, labels, lambda label: self.value(table, label, figure))
+        return " to ".join(f"{column(figure).text(value)} ({label})" for value, label in found) or NOT_RUN
+
+    def std_span(self, table: str, figure: str, *labels: str) -> str:
+        """The least and the largest standard deviation of those labels, or of all."""
+
+        def deviation(label: str) -> float:
+            found = self.summary(table, label, figure)
+            return found.std if found else math.nan
+
+        return " to ".join(column(figure).text(value) for value, _ in self._ends(table, labels, deviation)) or NOT_RUN
+
+    def seeds(self, table: str) -> str:
+        """How many seeds its labels have, as `3` or `3 to 5`; labels without a run are left out."""
+        numbers = sorted({len(by_seed) for by_seed in self.runs(table).values() if by_seed})
+        return " to ".join(str(number) for number in dict.fromkeys(numbers[:1] + numbers[-1:])) or NOT_RUN
+
+    def _ends(self, table: str, labels: tuple[str, ...], value: Callable[[str], float]) -> list[tuple[float, str]]:
+        values = ((value(label), label) for label in labels or self.runs(table))
+        known = [pair for pair in values if math.isfinite(pair[0])]
+        return [min(known), max(known)] if known else []
+
     def n(self, table: str, label: str, figure: str = "accuracy") -> int:
         """How many runs have the figure."""
         found = self.summary(table, label, figure)
@@ -105,7 +129,7 @@ class Quoted:
     def p(self, table: str, label: str, figure: str, other: str | None = None) -> str:
         """The p-value of that difference as `= 0.012` or `< 0.001`."""
         found = self.apart(table, label, figure, other)
-        return DASH if found is None else p_value(found[1])
+        return DASH if found is None or math.isnan(found[1]) else p_value(found[1])
 
     def verdict(self, table: str, label: str, figure: str, other: str | None = None) -> str:
         """'better', 'worse' or 'not distinguishable' at p < .05; 'not run' where there are not two pairs of runs."""
@@ -113,7 +137,7 @@ class Quoted:
         if found is None:
             return NOT_RUN
         towards = found[0].mean * column(figure).better
-        if found[1] >= LEVEL or not towards:
+        if not found[1] < LEVEL or not towards:
             return "not distinguishable"
         return "better" if towards > 0 else "worse"
 

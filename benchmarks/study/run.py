@@ -10,7 +10,10 @@ import sys
 import time
 import traceback
 from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -143,9 +146,20 @@ def _done(jobs: list[Job], bench: Bench, workers: int) -> Iterator[tuple[Job, fl
     if workers == 1:
         yield from filter(None, map(_do, tasks))
         return
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(min(workers, len(jobs) or 1)) as pool:
-        yield from filter(None, pool.imap_unordered(_do, tasks))
+    context, left = multiprocessing.get_context("spawn"), iter(tasks)
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        try:
+            running = {pool.submit(_do, task) for task in islice(left, workers)}
+            while running:  # a task a worker, so that after a Ctrl-C none is begun
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                found = [future.result() for future in done]
+                running |= {pool.submit(_do, task) for task in islice(left, len(done))}
+                yield from filter(None, found)
+        except BrokenProcessPool as error:
+            raise EbmhybridError(
+                "a worker process was ended from outside, for lack of memory perhaps; the same command goes on, with "
+                "fewer --workers if it was that"
+            ) from error
 
 
 def _do(task: tuple[Job, Bench]) -> tuple[Job, float, str] | None:

@@ -112,7 +112,7 @@ SETTINGS = {
         Setting("tuning_digits", "8x8 digits", "digits", "digits:0-6", {}, (), tuning=True),
         Setting(
             "tuning_fashion",
-            "Fashion-MNIST, half the epochs",
+            "Fashion-MNIST, 5 epochs, batches of 128",
             "fashion",
             "fashion_mnist",
             {},
@@ -122,7 +122,7 @@ SETTINGS = {
         ),
         Setting(
             "tuning_cifar10",
-            "CIFAR-10, half the epochs",
+            "CIFAR-10, 7 epochs",
             "cifar10",
             "cifar10",
             {},

@@ -104,7 +104,8 @@ def of_figure(runs: Runs, label: str, figure: str) -> dict[int, float]:
 def difference(values: Mapping[int, float], control: Mapping[int, float]) -> Difference | None:
     """Values less the control's of the same seeds; None with fewer than two common seeds.
 
-    Without any spread of the differences the test has no statistic: p is then 1 for no difference and 0 for one.
+    Without any spread of the differences the test has no statistic: no difference has p = 1, and one the interval
+    and p of NaN: an image more in each of three seeds is no evidence.
 
     >>> found = difference({0: 2.0, 1: 3.0, 2: 5.0}, {0: 1.0, 1: 2.5, 2: 3.5, 7: 9.0})
     >>> found.n, found.mean, round(found.p, 3)
@@ -119,7 +120,7 @@ def difference(values: Mapping[int, float], control: Mapping[int, float]) -> Dif
     apart = [ours - theirs for ours, theirs in pairs]
     mean = statistics.fmean(apart)
     if statistics.stdev(apart) <= 1e-12 * max(abs(value) for pair in pairs for value in pair):
-        return Difference(mean, mean, mean, float(mean == 0), len(pairs))
+        return Difference(mean, *((math.nan,) * 3 if mean else (0.0, 0.0, 1.0)), len(pairs))
     tested = ttest_rel(*zip(*pairs, strict=True))
     low, high = tested.confidence_interval(0.95)
     return Difference(mean, float(low), float(high), float(tested.pvalue), len(pairs))
@@ -141,14 +142,17 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 
 def against_control(runs: Runs, control: str | None, figure: str) -> dict[str, tuple[Difference, float]]:
-    """Each label's difference to the control in a figure, and its p-value by Holm over the labels that have one."""
+    """Each label's difference to the control in a figure, and its p-value by Holm over the labels that have one.
+
+    NaN is left out of the adjustment and stays.
+    """
     if control is None:
         return {}
     base = of_figure(runs, control, figure)
     found = {label: difference(of_figure(runs, label, figure), base) for label in runs if label != control}
     tested = {label: apart for label, apart in found.items() if apart is not None}
-    adjusted = holm({label: apart.p for label, apart in tested.items()})
-    return {label: (apart, adjusted[label]) for label, apart in tested.items()}
+    adjusted = holm({label: apart.p for label, apart in tested.items() if not math.isnan(apart.p)})
+    return {label: (apart, adjusted.get(label, math.nan)) for label, apart in tested.items()}
 
 
 def measured_sets(runs: Runs, metric: str, score: str, order: Sequence[str]) -> list[str]:

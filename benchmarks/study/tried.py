@@ -9,52 +9,70 @@ from benchmarks.study.columns import column
 from benchmarks.study.markdown import plain
 from benchmarks.study.objectives import OBJECTIVES
 from benchmarks.study.rows import Row
-from benchmarks.study.tables import TUNING_SEEDS
-from benchmarks.study.tune import choose, judged
+from benchmarks.study.tune import chosen, judged, tuning_runs
+from ebmhybrid.evaluate.formats import DASH
 
 _AUROC = column("auroc/energy/all")
 
 
 def tried(data: str, rows: Iterable[Row]) -> str:
-    """A line for each objective all of whose candidates were run on the data; '' where there is none.
+    """A line for each objective all of whose values to try were run on the data; '' where there is none.
 
     AUROC is that of validation images against the families of :mod:`benchmarks.study.families`, in the mean, of the
-    chosen candidate, and the least and the largest of all candidates.
+    chosen values, and the least and the largest of all that were tried.
     """
-    runs: dict[str, list[Row]] = {}
-    for row in rows:
-        if row.setting == f"tuning_{data}" and row.seed in TUNING_SEEDS:
-            runs.setdefault(row.changes, []).append(row)
+    runs = tuning_runs(data, rows)
+    values = {label: one.tried(data) for label, one in OBJECTIVES.items()}
     lines = []
-    for label, objective in OBJECTIVES.items():
-        if len(objective.candidates) < 2 or not all(objective.text(**one) in runs for one in objective.candidates):
-            continue
-        values = choose(objective, runs)
-        accuracy, auroc = judged(runs[objective.text(**values)])
-        areas = [judged(runs[objective.text(**one)])[1] for one in objective.candidates]
+    for label, best in chosen(values, runs).items():
+        objective, among = OBJECTIVES[label], values[label]
+        accuracy, auroc = judged(runs[objective.text(**best)])
+        areas = [judged(runs[objective.text(**one)])[1] for one in among]
         lines.append(
             {
                 "objective": label,
-                "tried": _all_said(objective.candidates),
-                "chosen": _said(values),
+                "tried": _all_said(among),
+                "chosen": _said(best, among),
                 "validation accuracy %": column("val_accuracy").text(accuracy),
                 "AUROC": _AUROC.text(auroc),
                 "least to largest": f"{_AUROC.text(min(areas))} to {_AUROC.text(max(areas))}",
             }
         )
-    return plain(lines) if lines else ""
+    return plain(lines, 3) if lines else ""
 
 
-def _said(values: Mapping[str, Any]) -> str:
-    """Values in words.
+def compared(settings: Mapping[str, str]) -> str:
+    """A line for each objective: what it is, and its values in those settings, name -> title.
+
+    A dash is for what has no values to choose. Values in brackets were chosen on other data, or not at all.
+    """
+    lines = []
+    for label, objective in OBJECTIVES.items():
+        line = {"objective": label, "what it is": objective.about}
+        for name, title in settings.items():
+            values = _said(objective.values(name))
+            line[title] = (values if objective.tuned(name) else f"({values})") if values else DASH
+        lines.append(line)
+    return plain(lines, 2 + len(settings))
+
+
+def _said(values: Mapping[str, Any], among: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Values in words; of numbers whether they are an end of what stands in `among`, beyond which none was tried.
 
     >>> _said({"weight": 0.1, "margins": (-23.0, -5.0)})
     'weight 0.1, margins -23, -5'
+    >>> _said({"a": 1.0, "b": 2.0}, [{"a": 1.0, "b": 2.0}, {"a": 3.0, "b": 2.0}])
+    'a 1 (least), b 2'
     """
-    return ", ".join(
-        f"{name} {', '.join(f'{part:g}' for part in (value if isinstance(value, (tuple, list)) else [value]))}"
-        for name, value in values.items()
-    )
+    words = []
+    for name, value in values.items():
+        if isinstance(value, (tuple, list)):
+            words.append(f"{name} {', '.join(f'{part:g}' for part in value)}")
+            continue
+        others = sorted({one[name] for one in among})
+        ends = {others[0]: " (least)", others[-1]: " (largest)"} if len(others) > 1 else {}
+        words.append(f"{name} {value:g}{ends.get(value, '')}")
+    return ", ".join(words)
 
 
 def _all_said(candidates: Sequence[Mapping[str, Any]]) -> str:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from benchmarks.study import rows
-from benchmarks.study.objectives import CHOSEN, OBJECTIVES, Objective
+from benchmarks.study.objectives import CHOSEN, ELSEWHERE, OBJECTIVES, Objective
 from benchmarks.study.tables import TUNING_SEEDS
 from ebmhybrid.errors import DataError
 
 LOST = 0.005  # of validation accuracy, below the objective's best candidate, that detection may cost
+Values = tuple[dict[str, Any], ...]
 JUDGES = ("gratings", "shapes", "superpositions", "rotations")
 
 
@@ -23,33 +25,47 @@ def judged(found: list[rows.Row]) -> tuple[float, float]:
     return accuracy, statistics.mean(areas)
 
 
-def choose(objective: Objective, candidates: dict[str, list[rows.Row]]) -> dict[str, Any]:
-    """Of the candidates whose accuracy is at most LOST below the best one's, that of the highest AUROC."""
-    scores = [judged(candidates[objective.text(**values)]) for values in objective.candidates]
+def choose(objective: Objective, tried: Values, runs: dict[str, list[rows.Row]]) -> dict[str, Any]:
+    """Of the values whose accuracy is at most LOST below the best one's, those of the highest AUROC."""
+    scores = [judged(runs[objective.text(**values)]) for values in tried]
     best = max(accuracy for accuracy, _ in scores)
     able = [number for number, (accuracy, _) in enumerate(scores) if accuracy >= best - LOST]
-    return objective.candidates[max(able, key=lambda number: scores[number][1])]
+    return tried[max(able, key=lambda number: scores[number][1])]
 
 
-def chosen(data: str, folder: Path) -> dict[str, dict[str, Any]]:
-    """Objective -> values, of those whose candidates have all been run."""
+def chosen(tried: dict[str, Values], runs: dict[str, list[rows.Row]]) -> dict[str, dict[str, Any]]:
+    """Objective -> values chosen of those tried, where all of these have been run."""
+    found = {}
+    for label, values in tried.items():
+        objective = OBJECTIVES[label]
+        if len(values) > 1 and all(objective.text(**one) in runs for one in values):
+            found[label] = choose(objective, values, runs)
+    return found
+
+
+def tuning_runs(data: str, given: Iterable[rows.Row]) -> dict[str, list[rows.Row]]:
+    """Changes -> their runs of tuning on that data."""
     found: dict[str, list[rows.Row]] = {}
-    for row in rows.read(folder):
+    for row in given:
         if row.setting == f"tuning_{data}" and row.seed in TUNING_SEEDS:
             found.setdefault(row.changes, []).append(row)
-    tuned = [one for one in OBJECTIVES.values() if len(one.candidates) > 1]
-    return {one.label: choose(one, found) for one in tuned if all(one.text(**v) in found for v in one.candidates)}
+    return found
 
 
 def write(data: str, folder: Path) -> dict[str, dict[str, Any]]:
-    """Keep the choice in the file that the objectives read.
+    """Keep the choice in the file that the objectives read; Fashion-MNIST's stands for data without one of its own.
+
+    What is tried further on Fashion-MNIST is of no account elsewhere, where runs were made before it was.
 
     Raises:
         DataError: there is nothing to choose from; the file stays as it is.
     """
     choices = json.loads(CHOSEN.read_text(encoding="utf-8")) if CHOSEN.is_file() else {}
-    choices[data] = chosen(data, folder)
+    runs = tuning_runs(data, rows.read(folder))
+    choices[data] = chosen({label: one.tried(data) for label, one in OBJECTIVES.items()}, runs)
     if not choices[data]:
         raise DataError(f"{folder}: no objective has all its candidates' rows; run benchmarks.study tune {data}")
+    if data == "fashion":
+        choices[ELSEWHERE] = chosen({label: one.candidates for label, one in OBJECTIVES.items()}, runs)
     CHOSEN.write_text(json.dumps(choices, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return choices[data]

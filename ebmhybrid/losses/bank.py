@@ -143,6 +143,10 @@ class Bank(nn.Module):
         """How many examples the bank holds, an int64 scalar on the device."""
         return self.counts.sum()
 
+    def weight(self) -> Tensor:
+        """Of how many examples the log-sum is, each counted once."""
+        return self.count()
+
     @torch.no_grad()
     def push(self, *parts: Tensor, counts: Counts | None = None) -> None:
         """Replace the oldest rows by this batch's scores (N, C), given whole or in parts.

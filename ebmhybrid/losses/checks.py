@@ -32,6 +32,31 @@ def check_options(
         raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing}")
 
 
+def check_reference_weight(weight: float, live: bool = True) -> None:
+    """How often a reference image counts, where an image counts once; `live`: whether there are live negatives."""
+    if not (isinstance(weight, (int, float)) and 0 < weight < math.inf):
+        raise ValueError(f"reference_weight must be a number > 0, got {weight!r}")
+    if weight != 1 and not live:
+        raise ValueError(f"reference_weight = {weight} needs live negatives ('batch' or 'bank+batch'), got 'bank'")
+
+
+def check_reference(reference: Tensor, num_classes: int, negatives: str) -> None:
+    """Logits of reference images, for columns of those negatives."""
+    if negatives == "bank" or reference.dim() != 2 or reference.shape[1] != num_classes:
+        raise ValueError(
+            f"reference must be logits (R, {num_classes}) and needs live negatives ('batch' or 'bank+batch'), got "
+            f"{tuple(reference.shape)} with negatives={negatives!r}"
+        )
+
+
+def check_device(name: str, kept: Tensor, logits: Tensor) -> None:
+    """What a loss keeps lies where the logits are."""
+    if kept.device != logits.device:
+        raise ValueError(
+            f"the {name} is on {kept.device} and the logits on {logits.device}: call loss_fn.to({str(logits.device)!r})"
+        )
+
+
 def check_targets(logits: Tensor, y: Tensor, num_classes: int) -> bool:
     """Whether the targets are labels, int64 (N,), and not probabilities (N, C); an error if they are neither.
 

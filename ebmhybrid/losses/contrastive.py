@@ -48,26 +48,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ebmhybrid.energies import check_logits
+from ebmhybrid.losses.label_vectors import label_vector_scores, smooth
 
 Form = Literal["released", "paper"]
 Normalize = Literal["l2", "none"]
-
-
-def smooth(targets: Tensor, label_smoothing: float) -> Tensor:
-    """Probability targets mixed with the uniform distribution, as in torch's cross-entropy: (1 - s) t + s / C."""
-    return (1 - label_smoothing) * targets + label_smoothing / targets.shape[1]
-
-
-def label_vector_scores(values: Tensor, targets: Tensor) -> Tensor:
-    """The released score of every example under every label vector, log( 1/C sum_c exp(t_mc v_nc) ).
-
-    Arguments:
-        values: (N, C). targets: (M, C) probabilities.
-
-    Returns:
-        (N, M). O(N M C) memory: only for label vectors that are not (smoothed) one-hot.
-    """
-    return torch.logsumexp(values[:, None, :] * targets[None], dim=2) - math.log(values.shape[1])
 
 
 def released_entries(values: Tensor, classes: int, bounded: bool) -> Tensor:

@@ -11,19 +11,26 @@ from torch import Tensor, nn
 
 from ebmhybrid.energies import check_logits, require_logits
 from ebmhybrid.losses.bank import Bank, Counts
-from ebmhybrid.losses.checks import check_labels, check_options, check_targets
+from ebmhybrid.losses.checks import (
+    check_device,
+    check_labels,
+    check_options,
+    check_reference,
+    check_reference_weight,
+    check_targets,
+)
 from ebmhybrid.losses.contrastive import (
     Form,
     Normalize,
     banked_loss,
     class_scores,
     contrastive_loss,
-    label_vector_scores,
     released_entries,
-    smooth,
 )
-from ebmhybrid.losses.gathered import gathered, row_counts, shared_log_sum
+from ebmhybrid.losses.gathered import row_counts, shared_log_sum
+from ebmhybrid.losses.label_vectors import label_vector_loss, smooth
 from ebmhybrid.losses.rowwise import RowTerms, row_terms, weighted_sum
+from ebmhybrid.losses.weighted_bank import WeightedBank
 from ebmhybrid.messages import processes
 
 Negatives = Literal["bank", "batch", "bank+batch"]
@@ -110,16 +117,18 @@ class HDGELoss(nn.Module):
         ):
             if value not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-        _check_reference_weight(reference_weight, negatives)
+        check_reference_weight(reference_weight, negatives != "bank")
         self.num_classes = num_classes
         self.weight, self.ce_weight = weight, ce_weight
         self.temperature, self.label_smoothing = temperature, label_smoothing
         self.form, self.negatives, self.normalize = form, negatives, normalize
         self.reference_weight = reference_weight
         self.gather = gather
-        # Of weighted examples it keeps the sum of weights too: a column of scores 0, as the others' are weighted
-        columns = num_classes if reference_weight == 1 else num_classes + 1
-        self.bank = Bank(columns, bank_size, bank_block) if "bank" in negatives else None
+        self.bank: Bank | None = None
+        if "bank" in negatives:
+            sizes = num_classes, bank_size, bank_block
+            weighted = reference_weight != 1
+            self.bank = WeightedBank(*sizes, reference_weight=reference_weight) if weighted else Bank(*sizes)
         if self.bank is not None and negatives == "bank":
             # In parts of whole rows: K x C vectors would not fit for large K and C.
             step = self.bank.block * max(1, 2**22 // (self.bank.block * num_classes))
@@ -156,7 +165,7 @@ class HDGELoss(nn.Module):
         """The loss of a batch, and with `return_terms` its parts before weighting; shapes as in the class."""
         counts = self._counts(logits, reference)
         hard = check_targets(logits, y, self.num_classes)
-        bank = self._checked_bank(logits, hard, reference)
+        bank = self._bank_for(logits, hard, reference)
         smoothing, with_ce = self.label_smoothing, bool(self.ce_weight) or return_terms
         if bank is not None and self.negatives == "bank" and not smoothing and hard:
             # Of detached negatives and a hard label a row's gradient comes through the score at its label alone.
@@ -178,6 +187,19 @@ class HDGELoss(nn.Module):
         assert rows.ce is not None
         return loss, {"ce": rows.ce, "contrastive": mean}
 
+    def _bank_for(self, logits: Tensor, hard: bool, reference: Tensor | None) -> Bank | None:
+        """The bank, if there is one, after a look at what the options allow of this call."""
+        if not hard and self.form == "released" and self.bank is not None:
+            raise ValueError(
+                "probability targets need form='paper' or negatives='batch': with form='released' the bank keeps "
+                "per-class sums, which exist for (smoothed) one-hot labels only"
+            )
+        if reference is not None:
+            check_reference(reference, self.num_classes, self.negatives)
+        if self.bank is not None:
+            check_device("bank", self.bank.total, logits)
+        return self.bank
+
     def _counts(self, logits: Tensor, reference: Tensor | None) -> Counts | None:
         """How many images and reference images each process holds; None where this one counts as alone."""
         if not (self.gather and self.training and processes() > 1):
@@ -189,18 +211,11 @@ class HDGELoss(nn.Module):
         return counts
 
     def _columns(self, scores: Tensor, reference: Tensor | None) -> list[Tensor]:
-        """What stands in the columns: scores of the images and, weighted, of the reference images if there are any."""
-        if reference is None:
-            return [scores]
-        others = self.scores(reference)
-        return [scores, others if self.reference_weight == 1 else others + math.log(self.reference_weight)]
+        """Whose scores stand in the columns: the images' and, if there are any, the reference images'."""
+        return [scores] if reference is None else [scores, self.scores(reference)]
 
     def _push(self, parts: list[Tensor], counts: Counts | None) -> None:
-        """What `_columns` gives."""
         assert self.bank is not None
-        if self.reference_weight != 1:
-            weights = [0.0, math.log(self.reference_weight)]
-            parts = [F.pad(part, (0, 1), value=weight) for part, weight in zip(parts, weights, strict=False)]
         if counts is not None and len(parts) == 1:
             parts = [*parts, parts[0][:0]]
         self.bank.push(*parts, counts=counts)
@@ -219,7 +234,17 @@ class HDGELoss(nn.Module):
 
     def _contrast(self, logits: Tensor, y: Tensor, reference: Tensor | None, counts: Counts | None) -> Tensor:
         if self.form == "released" and y.dim() == 2:
-            return self._soft_released(logits, y, reference, counts)
+            values = [logits] if reference is None else [logits, reference.to(logits.dtype)]
+            if self.normalize == "l2":
+                values = [F.normalize(part, dim=1) for part in values]
+            return label_vector_loss(
+                values[0],
+                smooth(y, self.label_smoothing),
+                *values[1:],
+                temperature=self.temperature,
+                reference_weight=self.reference_weight,
+                counts=counts,
+            )
         scores = self.scores(logits)
         parts = self._columns(scores, reference)
         targets = y
@@ -230,7 +255,7 @@ class HDGELoss(nn.Module):
             scores,
             targets,
             live=self._live(parts, counts) if "batch" in self.negatives else None,
-            bank=self._banked(),
+            bank=None if self.bank is None else (self.bank.log_sum(), self.bank.weight()),
         )
         if self.bank is not None and self.bank.training:
             self._push(parts, counts)
@@ -238,62 +263,15 @@ class HDGELoss(nn.Module):
 
     def _live(self, parts: list[Tensor], counts: Counts | None) -> Tensor | tuple[Tensor, float]:
         """The scores with gradient; of several processes or of weighted images their log-sums and sum of weights."""
+        weighted = len(parts) > 1 and self.reference_weight != 1
+        if weighted:
+            parts = [parts[0], parts[1] + math.log(self.reference_weight)]
         live = parts[0] if len(parts) == 1 else torch.cat(parts)
-        if counts is None and (len(parts) == 1 or self.reference_weight == 1):
+        if counts is None and not weighted:
             return live
         counts = counts or ((len(parts[0]), len(parts[1])),)
         weight = sum(images + self.reference_weight * references for images, references in counts)
         return shared_log_sum(live.logsumexp(0)), weight
-
-    def _banked(self) -> tuple[Tensor, Tensor] | None:
-        """The log-sums (C,) of what the bank holds, and its sum of weights."""
-        if self.bank is None:
-            return None
-        log_sums = self.bank.log_sum()
-        if self.reference_weight == 1:
-            return log_sums, self.bank.count()
-        return log_sums[:-1], log_sums[-1].exp()
-
-    def _soft_released(self, logits: Tensor, y: Tensor, reference: Tensor | None, counts: Counts | None) -> Tensor:
-        """The released score with a label vector for each example: every image under every example's vector.
-
-        Here no sum is shared by two examples: processes exchange logits.
-        """
-        others = logits[:0] if reference is None else reference.to(logits.dtype)
-        first = 0
-        if counts is not None:
-            images, references = zip(*counts, strict=True)
-            logits, first = gathered(logits, images)
-            if any(references):
-                others, _ = gathered(others, references)
-        columns = torch.cat([logits, others])
-        values = F.normalize(columns, dim=1) if self.normalize == "l2" else columns
-        scores = label_vector_scores(values, smooth(y, self.label_smoothing)) / self.temperature
-        if self.reference_weight != 1:
-            weights = scores.new_zeros(len(scores), 1)
-            weights[len(logits) :] = math.log(self.reference_weight)
-            scores = scores + weights
-        return scores.logsumexp(0) - scores.diagonal(-first)
-
-    def _checked_bank(self, logits: Tensor, hard: bool, reference: Tensor | None) -> Bank | None:
-        """The bank, if there is one, after a look at what the options allow of this call."""
-        bank, c = self.bank, self.num_classes
-        if not hard and self.form == "released" and bank is not None:
-            raise ValueError(
-                "probability targets need form='paper' or negatives='batch': with form='released' the bank keeps "
-                "per-class sums, which exist for (smoothed) one-hot labels only"
-            )
-        if reference is not None and (self.negatives == "bank" or reference.dim() != 2 or reference.shape[1] != c):
-            raise ValueError(
-                f"reference must be logits (R, {c}) and needs live negatives ('batch' or 'bank+batch'), got "
-                f"{tuple(reference.shape)} with negatives={self.negatives!r}"
-            )
-        if bank is not None and bank.total.device != logits.device:
-            raise ValueError(
-                f"the bank is on {bank.total.device} and the logits on {logits.device}: "
-                f"call loss_fn.to({str(logits.device)!r})"
-            )
-        return bank
 
     def get_extra_state(self) -> dict[str, str | float]:
         """What the banked log-sums depend on: resuming with anything else would silently mix two scores."""
@@ -320,10 +298,3 @@ class HDGELoss(nn.Module):
             f"label_smoothing={self.label_smoothing}, "
             f"reference_weight={self.reference_weight}, gather={self.gather}"
         )
-
-
-def _check_reference_weight(weight: float, negatives: Negatives) -> None:
-    if not (isinstance(weight, (int, float)) and 0 < weight < math.inf):
-        raise ValueError(f"reference_weight must be a number > 0, got {weight!r}")
-    if weight != 1 and negatives == "bank":
-        raise ValueError(f"reference_weight = {weight} needs live negatives ('batch' or 'bank+batch'), got 'bank'")

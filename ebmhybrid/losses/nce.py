@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ebmhybrid.energies import log_density, require_logits
+from ebmhybrid.losses.checks import check_reference_weight
 from ebmhybrid.losses.gathered import own_mean
 
 
@@ -30,8 +31,7 @@ def _check(offset: float | Tensor, reference_weight: float) -> None:
             raise ValueError(f"offset must be a number, got {offset.dtype} {tuple(offset.shape)}")
     elif isinstance(offset, bool) or not (isinstance(offset, (int, float)) and math.isfinite(offset)):
         raise ValueError(f"offset must be a finite number, got {offset!r}")
-    if not (isinstance(reference_weight, (int, float)) and 0 < reference_weight < math.inf):
-        raise ValueError(f"reference_weight must be a number > 0, got {reference_weight!r}")
+    check_reference_weight(reference_weight)
 
 
 def nce_loss(
