@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from .asked import Attacks, check, detector_to_attack, names_of
@@ -14,23 +13,20 @@ from .attacks import QUERIES
 from .cache import PredictionCache
 from .corruption_kinds import SEVERITIES, check_severities, check_sides
 from .corruptions import Sets, evaluate_corruptions
-from .detectors import ALL, check_scores, needs_of
-from .features import ends_in_head, given_by, head_of
-from .on_predictions import evaluate_predictions, noted, of_predictions
+from .detectors import ALL, check_scores
+from .features import ends_in_head, given_by
+from .on_predictions import evaluate_predictions, noted
+from .passes import Passes
 from .predictions import (
     ImageSet,
     Model,
-    Predictions,
     Progress,
     batches,
     check_repeatable,
     evaluating,
     model_device,
-    predict,
-    set_name,
 )
 from .results import SuiteResult, package_versions
-from .scores import MODEL_SCORES, model_score
 from .under_attack import under_attack
 
 __all__ = ["Progress", "SuiteResult", "check", "evaluate", "evaluate_predictions"]
@@ -105,45 +101,23 @@ def evaluate(
     >>> evaluate(lambda images: images.flatten(1), data).accuracy.rows[0]["n"]
     30
     """
-    for name, data in {"test": test_set, **(ood_sets or {})}.items():
-        check_repeatable(data, str(name))
+    strangers = {str(name): data for name, data in (ood_sets or {}).items()}
+    for name, data in {"test": test_set, **strangers}.items():
+        check_repeatable(data, name)
     check_severities(severities)
     asked = names_of(scores)
     attack = Attacks(names_of(attacks), norm, eps, steps, restarts, eot, queries, sweep, refine or attack_detector)
     given = {"train": train_set, "validation": validation, "images": True}
     given |= dict.fromkeys(_offered(model, test_set, asked, device), True)
     names = check_scores(asked, [need for need, value in given.items() if value is not None])
-    detector = detector_to_attack(names, bool(ood_sets)) if attack_detector else None
-    needs, look = needs_of(names), predict if cache is None else cache.predict
-    options: dict[str, Any] = {"limit": limit, "features": "features" in needs}
-
-    def seen(data: ImageSet, name: str | None = None, labelled: bool = True) -> Predictions:
-        return look(model, data, device, progress, name=name, labelled=labelled, **options)
-
-    def by_images(data: ImageSet, name: str) -> dict[str, np.ndarray]:
-        wanted = [score for score in names if score in MODEL_SCORES]
-        return {score: model_score(model, data, score, device, progress, name=name, limit=limit) for score in wanted}
-
-    test = seen(test_set)
+    detector = detector_to_attack(names, bool(strangers)) if attack_detector else None
+    passes = Passes(model, names, limit, device, progress, cache)
+    test = passes.over(test_set)
     if corruptions:  # before the figures that a mistake would lose
         check_sides(test.image_shape)
-    fitting = validation is not None and (calibration or "validation" in needs)
-    strangers = {str(name): seen(data, str(name), labelled=False) for name, data in (ood_sets or {}).items()}
-    inside = ood_test if ood_test is not None and ood_sets else None
-    result = of_predictions(
-        test,
-        seen(validation) if fitting and validation is not None else None,
-        seen(train_set) if train_set is not None and "train" in needs else None,
-        strangers,
-        head_of(model) if "head" in needs else None,
-        asked,
-        id_side=None if inside is None else seen(inside, labelled=False),
-        test_images=by_images(test_set, test.name),
-        id_images=None if inside is None else by_images(inside, set_name(inside)),
-        ood_images={str(name): by_images(data, str(name)) for name, data in (ood_sets or {}).items()},
-        calibration=calibration,
-        groups=groups,
-    )
+    inside = ood_test if strangers else None
+    sides = (test_set, test, validation, train_set, strangers, inside)
+    result = passes.results(asked, *sides, calibration=calibration, groups=groups)
     common: dict[str, Any] = {"limit": limit, "device": device, "progress": progress}
     if corruptions:
         about: dict[str, Any] = {"temperature": _temperature(result), "sets": corruption_sets, "clean": test}
@@ -151,7 +125,7 @@ def evaluate(
     result |= under_attack(
         model,
         test_set,
-        ood_sets or {},
+        strangers,
         attack,
         test.image_shape,
         id_set=inside,

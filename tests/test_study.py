@@ -12,8 +12,9 @@ import re
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -139,7 +140,7 @@ def test_tuning_runs_each_candidate_once_on_the_data_of_its_setting(data: str) -
     assert SETTINGS[f"tuning_{data}"].train == SETTINGS[data].train
     labels = [label for label, one in OBJECTIVES.items() if len(one.candidates) > 1]
     for label in labels:
-        texts = {OBJECTIVES[label].text(**values) for values in OBJECTIVES[label].candidates}
+        texts = {OBJECTIVES[label].text(**values) for values in OBJECTIVES[label].tried(data)}
         wanted = data != "cifar10" or OBJECTIVES[label].references
         assert (texts <= {job.changes for job in jobs}) == wanted
     assert "" in {job.changes for job in jobs}
@@ -147,7 +148,7 @@ def test_tuning_runs_each_candidate_once_on_the_data_of_its_setting(data: str) -
 
 def test_an_objective_sees_references_where_it_says_so() -> None:
     for one in OBJECTIVES.values():
-        for values in one.candidates:
+        for values in one.tried("fashion"):
             assert ("reference" in parts_of(one.text(**values))) == one.references
 
 
@@ -162,24 +163,41 @@ def choices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     objectives._choices.cache_clear()
 
 
-def test_values_are_those_of_the_data_else_of_fashion_else_the_first(choices: Path) -> None:
+def test_values_are_those_of_the_data_else_the_common_ones_else_the_first(choices: Path) -> None:
     one = OBJECTIVES["outlier exposure"]
     assert one.values("digits") == one.candidates[0]
-    fashion, cifar = {"outlier exposure": {"weight": 7.0}}, {"outlier exposure": {"weight": 8.0}}
-    choices.write_text(json.dumps({"fashion": fashion, "cifar10": cifar}))
+    given = {"elsewhere": 6.0, "fashion": 7.0, "cifar10": 8.0}
+    choices.write_text(json.dumps({data: {"outlier exposure": {"weight": weight}} for data, weight in given.items()}))
     objectives._choices.cache_clear()
-    assert one.values("digits") == one.values("fashion_held_out") == {"weight": 7.0}
+    assert one.values("digits") == one.values("cost_fashion") == {"weight": 6.0}
+    assert one.values("fashion") == one.values("fashion_held_out") == {"weight": 7.0}
     assert one.values("cifar10_held_out") == {"weight": 8.0}
+    assert [one.tuned(data) for data in ("digits", "fashion", "cifar10")] == [False, True, True]
     assert parts_of(one.chosen("cifar10"))["objective"]["outlier_exposure"] == {"weight": 8.0}
     assert OBJECTIVES["LogitNorm"].values("fashion") == OBJECTIVES["LogitNorm"].candidates[0]
 
 
 def test_what_was_chosen_is_one_of_the_candidates() -> None:
+    assert objectives._choices().keys() == {*TUNED, "elsewhere"}
     for data, chosen in objectives._choices().items():
-        assert data in TUNED
         for label, values in chosen.items():
             one = OBJECTIVES[label]
-            assert one.text(**values) in {one.text(**each) for each in one.candidates}
+            assert one.text(**values) in {one.text(**each) for each in one.tried(data)}
+
+
+def test_what_is_tried_further_lies_beyond_the_end_that_was_chosen() -> None:
+    further = {label: one.further for label, one in OBJECTIVES.items() if one.further}
+    chosen = objectives._choices()["elsewhere"]
+
+    def weight(values: Mapping[str, Any]) -> float:
+        return values["margins"][2] if "margins" in values else values["weight"]
+
+    assert {data for tried in further.values() for data in tried} == {"fashion"}
+    for label, tried in further.items():
+        assert OBJECTIVES[label].tried("digits") == OBJECTIVES[label].candidates
+        assert OBJECTIVES[label].tried("fashion") == OBJECTIVES[label].candidates + tried["fashion"]
+        assert weight(chosen[label]) == min(map(weight, OBJECTIVES[label].candidates))
+        assert all(weight(one) < weight(chosen[label]) for one in tried["fashion"])
 
 
 # Settings and families
@@ -683,7 +701,7 @@ def test_the_choice_is_the_best_detector_among_the_accurate(seed: int) -> None:
     found: dict[str, list[Row]] = {}
     for row in given:
         found.setdefault(row.changes, []).append(row)
-    assert tune.choose(objective, found) == literal_choice(objective, given)
+    assert tune.choose(objective, objective.candidates, found) == literal_choice(objective, given)
 
 
 def test_detection_may_cost_half_a_point_of_accuracy_and_no_more() -> None:
@@ -694,7 +712,7 @@ def test_detection_may_cost_half_a_point_of_accuracy_and_no_more() -> None:
         given = {text: [judged(text, 0.9, [0.2] * 4)] for text in texts}
         given[texts[0]] = [judged(texts[0], 0.95, [0.5] * 4)]
         given[texts[1]] = [judged(texts[1], 0.95 - lost, [0.9, 0.9, 0.9, 0.1])]
-        return tune.choose(objective, given)
+        return tune.choose(objective, objective.candidates, given)
 
     assert choice(0.0049) == objective.candidates[1]
     assert choice(0.0051) == objective.candidates[0]
@@ -715,6 +733,17 @@ def test_choices_are_of_objectives_with_all_their_rows_and_are_kept(tmp_path, ch
     assert command.main(["choose", "digits", "--rows", str(folder)]) == 0
     kept = json.loads(choices.read_text())
     assert kept == {"digits": {"LogitNorm": {"temperature": 1.0}}, "fashion": {"LogitNorm": {"temperature": 9.0}}}
+
+
+def test_what_is_tried_further_is_chosen_on_its_data_alone(tmp_path, choices) -> None:
+    objective, common = OBJECTIVES["outlier exposure"], OBJECTIVES["outlier exposure"].candidates
+    for data in ("digits", "fashion"):
+        for number, values in enumerate(objective.tried("fashion")):
+            row = judged(objective.text(**values), 0.9, [0.1 * number] * 4)
+            rows.append(tmp_path, replace(row, setting=f"tuning_{data}"))
+        assert command.main(["choose", data, "--rows", str(tmp_path)]) == 0
+    kept = {data: found["outlier exposure"] for data, found in json.loads(choices.read_text()).items()}
+    assert kept == {"digits": common[-1], "elsewhere": common[-1], "fashion": objective.tried("fashion")[-1]}
 
 
 # The command
