@@ -263,4 +263,8 @@ def _recorded(record: Path) -> dict[str, str]:
         data = json.loads(record.read_text(encoding="utf-8"))["data"]
         return {part: str(data[part]["sha256"]) for part in ("validation", "test")}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{record}: cannot be read as a run's record ({type(error).__name__})") from error
+        why = type(error).__name__
+        raise CheckpointError(
+            f"{record}: cannot be read as a run's record ({why}); without the file the run is evaluated all the same, "
+            "and nobody checks that the images are those it was made with"
+        ) from error

@@ -335,7 +335,11 @@ WRONG = {
     "empty recipe name": (2, "--recipe is empty", lambda r, t: ["train", "--recipe", ""]),
     "empty run": (2, "RUN is empty", lambda r, t: ["eval", ""]),
     "report at the root": (1, "name a folder", lambda r, t: ["eval", r, "--out", "/"]),
-    "a record that is none": (1, "env.json: cannot be read as a run's record", lambda r, t: ["eval", no_record(r, t)]),
+    "a record that is none": (
+        1,
+        "env.json: cannot be read as a run's record .KeyError.; without the file",
+        lambda r, t: ["eval", no_record(r, t)],
+    ),
     "NaN weights": (
         1,
         "digits:0-6.*logits|logits.*finite",
