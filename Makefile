@@ -65,7 +65,7 @@ study: $(VENV)/.base
 study-check: $(VENV)/.base
 	$(ONE_THREAD) $(BIN)/python -m benchmarks.study check $(STUDY)
 
-wheel: $(VENV)/.base
+wheel: $(VENV)/bin/python
 	rm -rf build dist
 	$(BIN)/python -m pip --disable-pip-version-check --quiet wheel --no-deps --wheel-dir dist .
 

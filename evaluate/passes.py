@@ -51,11 +51,11 @@ class Passes:
         asked: Sequence[str],
         test_set: ImageSet,
         test: Predictions,
+        *,
         validation: ImageSet | None,
         train_set: ImageSet | None,
         ood_sets: Mapping[str, ImageSet],
         id_side: ImageSet | None,
-        *,
         calibration: bool,
         groups: Mapping[str, str] | None,
     ) -> dict[str, Any]:

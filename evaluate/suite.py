@@ -116,8 +116,17 @@ def evaluate(
     if corruptions:  # before the figures that a mistake would lose
         check_sides(test.image_shape)
     inside = ood_test if strangers else None
-    sides = (test_set, test, validation, train_set, strangers, inside)
-    result = passes.results(asked, *sides, calibration=calibration, groups=groups)
+    result = passes.results(
+        asked,
+        test_set,
+        test,
+        validation=validation,
+        train_set=train_set,
+        ood_sets=strangers,
+        id_side=inside,
+        calibration=calibration,
+        groups=groups,
+    )
     common: dict[str, Any] = {"limit": limit, "device": device, "progress": progress}
     if corruptions:
         about: dict[str, Any] = {"temperature": _temperature(result), "sets": corruption_sets, "clean": test}

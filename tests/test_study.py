@@ -11,8 +11,10 @@ import random
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -188,16 +190,12 @@ def test_what_was_chosen_is_one_of_the_candidates() -> None:
 def test_what_is_tried_further_lies_beyond_the_end_that_was_chosen() -> None:
     further = {label: one.further for label, one in OBJECTIVES.items() if one.further}
     chosen = objectives._choices()["elsewhere"]
-
-    def weight(values: Mapping[str, Any]) -> float:
-        return values["margins"][2] if "margins" in values else values["weight"]
-
     assert {data for tried in further.values() for data in tried} == {"fashion"}
     for label, tried in further.items():
-        assert OBJECTIVES[label].tried("digits") == OBJECTIVES[label].candidates
-        assert OBJECTIVES[label].tried("fashion") == OBJECTIVES[label].candidates + tried["fashion"]
-        assert weight(chosen[label]) == min(map(weight, OBJECTIVES[label].candidates))
-        assert all(weight(one) < weight(chosen[label]) for one in tried["fashion"])
+        end = min(one["weight"] for one in OBJECTIVES[label].candidates)
+        assert chosen[label]["weight"] == end
+        assert all({**chosen[label], "weight": one["weight"]} == one for one in tried["fashion"])
+        assert all(one["weight"] < end for one in tried["fashion"])
 
 
 # Settings and families
@@ -568,7 +566,7 @@ def told_row(job: Job, bench: Bench) -> Row:
 FORK = multiprocessing.get_context("fork")  # whose processes see what a test has replaced
 
 
-def in_threads(workers: int, mp_context: object) -> ThreadPoolExecutor:
+def in_threads(workers: int, mp_context: object, initializer: object) -> ThreadPoolExecutor:
     """In the place of processes, which would not see what a test has replaced."""
     return ThreadPoolExecutor(workers)
 
@@ -626,6 +624,45 @@ def test_a_worker_ended_from_outside_is_told_and_what_it_left_is_begun_again(tmp
     monkeypatch.setattr(runs, "row_of", told_row)
     assert command.main(arguments) == 0
     assert len(rows.read(tmp_path / "rows")) == 3
+
+
+def lives(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def until(fact: Callable[[], bool], seconds: float = 120.0) -> None:
+    end = time.monotonic() + seconds
+    while not fact():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_workers_of_a_killed_command_keep_their_state_and_end(tmp_path) -> None:
+    folders = ["--rows", str(tmp_path / "rows"), "--runs", str(tmp_path / "runs")]
+    line = [sys.executable, "-m", "benchmarks.study", "run", "digits", "--workers", "2", "--device", "cpu", *folders]
+    parent = subprocess.Popen(line, cwd=Path(__file__).parent.parent, stdout=subprocess.DEVNULL)
+    until(lambda: len(list(tmp_path.glob("runs/*/metrics.jsonl"))) == 2)
+    until(lambda: all(path.stat().st_size for path in tmp_path.glob("runs/*/metrics.jsonl")))
+    found = Path("/proc").glob("[0-9]*/stat")
+    workers = [int(stat.parent.name) for stat in found if parent_of(stat) == parent.pid]
+    assert len(workers) >= 2
+    parent.terminate()
+    assert parent.wait() == -signal.SIGTERM
+    until(lambda: not any(map(lives, workers)))
+    kept = {path.parent.parent.name for path in tmp_path.glob("runs/*/checkpoints/last.state.pt")}
+    assert kept == {path.name for path in (tmp_path / "runs").iterdir()}
+    assert rows.read(tmp_path / "rows") == []
+
+
+def parent_of(stat: Path) -> int:
+    try:
+        return int(stat.read_text().rpartition(")")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
 
 
 @pytest.mark.parametrize("workers", [1, 2])

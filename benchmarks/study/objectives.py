@@ -117,11 +117,19 @@ def each(**values: list[Any]) -> tuple[dict[str, Any], ...]:
     return tuple({name: value} for value in options)
 
 
-_MARGINS = [(-23.0, -5.0, 0.1), (-23.0, -5.0, 0.01), (-10.0, -3.0, 0.1), (-10.0, -3.0, 0.01), (-6.0, 0.0, 0.1)]
+_MARGINS = tuple(
+    {"inside": inside, "outside": outside, "weight": weight}
+    for inside, outside, weight in [
+        (-23.0, -5.0, 0.1),
+        (-23.0, -5.0, 0.01),
+        (-10.0, -3.0, 0.1),
+        (-10.0, -3.0, 0.01),
+        (-6.0, 0.0, 0.1),
+    ]
+)
 
 
-def _margin(margins: tuple[float, float, float]) -> str:
-    inside, outside, weight = margins
+def _margin(inside: float, outside: float, weight: float) -> str:
     return with_references({"ce": {}, "energy_margin": {"inside": inside, "outside": outside, "weight": weight}})
 
 
@@ -206,7 +214,7 @@ OBJECTIVES = {
         ),
         Objective(
             "bank and live columns",
-            "the same, the normaliser from bank and batch, its gradient from the batch",
+            "as live columns, but the normaliser from bank and batch, its gradient from the batch",
             lambda weight: changes(hdge(weight, **_BOTH)),
             each(weight=WEIGHTS),
         ),
@@ -244,9 +252,9 @@ OBJECTIVES = {
             "energy margins",
             "cross-entropy; hinges keep the energy of images below a margin, of references above one (Liu et al. 2020)",
             _margin,
-            each(margins=_MARGINS),
+            _MARGINS,
             references=True,
-            further={"fashion": each(margins=[(-10.0, -3.0, 0.003)])},
+            further={"fashion": ({"inside": -10.0, "outside": -3.0, "weight": 0.003},)},
         ),
         Objective(
             "background class",

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterable, Iterator
@@ -28,6 +31,7 @@ from ebmhybrid.training.engine import pick_device
 from ebmhybrid.training.setup import pick_precision
 
 WHOLE = "corrupted"  # a figure that only rows measured whole have
+ORPHANED = threading.Event()  # in a worker: its parent has ended
 
 
 @dataclass(frozen=True)
@@ -147,7 +151,7 @@ def _done(jobs: list[Job], bench: Bench, workers: int) -> Iterator[tuple[Job, fl
         yield from filter(None, map(_do, tasks))
         return
     context, left = multiprocessing.get_context("spawn"), iter(tasks)
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_heed_parent) as pool:
         try:
             running = {pool.submit(_do, task) for task in islice(left, workers)}
             while running:  # a task a worker, so that after a Ctrl-C none is begun
@@ -160,6 +164,19 @@ def _done(jobs: list[Job], bench: Bench, workers: int) -> Iterator[tuple[Job, fl
                 "a worker process was ended from outside, for lack of memory perhaps; the same command goes on, with "
                 "fewer --workers if it was that"
             ) from error
+
+
+def _heed_parent() -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed ends: training keeps its state first, which the next command goes on from."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    ORPHANED.set()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _do(task: tuple[Job, Bench]) -> tuple[Job, float, str] | None:
@@ -177,4 +194,7 @@ def _do(task: tuple[Job, Bench]) -> tuple[Job, float, str] | None:
     except Exception:
         traceback.print_exc(file=sys.stderr)
         return job, time.monotonic() - begun, traceback.format_exc()
+    finally:
+        if ORPHANED.is_set():
+            os._exit(1)  # nobody reads an answer, and the pool's queue would be waited for without end
     return job, time.monotonic() - begun, ""

@@ -57,18 +57,13 @@ def compared(settings: Mapping[str, str]) -> str:
 
 
 def _said(values: Mapping[str, Any], among: Sequence[Mapping[str, Any]] = ()) -> str:
-    """Values in words; of numbers whether they are an end of what stands in `among`, beyond which none was tried.
+    """Values in words, and whether they are an end of what stands in `among`, beyond which none was tried.
 
-    >>> _said({"weight": 0.1, "margins": (-23.0, -5.0)})
-    'weight 0.1, margins -23, -5'
     >>> _said({"a": 1.0, "b": 2.0}, [{"a": 1.0, "b": 2.0}, {"a": 3.0, "b": 2.0}])
     'a 1 (least), b 2'
     """
     words = []
     for name, value in values.items():
-        if isinstance(value, (tuple, list)):
-            words.append(f"{name} {', '.join(f'{part:g}' for part in value)}")
-            continue
         others = sorted({one[name] for one in among})
         ends = {others[0]: " (least)", others[-1]: " (largest)"} if len(others) > 1 else {}
         words.append(f"{name} {value:g}{ends.get(value, '')}")

@@ -49,11 +49,11 @@ def check_reference(reference: Tensor, num_classes: int, negatives: str) -> None
         )
 
 
-def check_device(name: str, kept: Tensor, logits: Tensor) -> None:
-    """What a loss keeps lies where the logits are."""
-    if kept.device != logits.device:
+def check_device(bank: Tensor, logits: Tensor) -> None:
+    """A loss keeps its bank where the logits are."""
+    if bank.device != logits.device:
         raise ValueError(
-            f"the {name} is on {kept.device} and the logits on {logits.device}: call loss_fn.to({str(logits.device)!r})"
+            f"the bank is on {bank.device} and the logits on {logits.device}: call loss_fn.to({str(logits.device)!r})"
         )
 
 

@@ -197,7 +197,7 @@ class HDGELoss(nn.Module):
         if reference is not None:
             check_reference(reference, self.num_classes, self.negatives)
         if self.bank is not None:
-            check_device("bank", self.bank.total, logits)
+            check_device(self.bank.total, logits)
         return self.bank
 
     def _counts(self, logits: Tensor, reference: Tensor | None) -> Counts | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -39,10 +40,9 @@ class WeightedBank(Bank):
         """The sum of the weights of what the bank holds, a scalar."""
         return self.total[-1].exp()
 
+    @torch.no_grad()
     def push(self, *parts: Tensor, counts: Counts | None = None) -> None:
         """Replace the oldest rows by scores (N, C) of images, and of references (R, C) if there are any."""
-        weights = (0.0, self.log_weight)
-        super().push(
-            *(F.pad(part + weight, (0, 1), value=weight) for part, weight in zip(parts, weights, strict=False)),
-            counts=counts,
-        )
+        weights = (0.0, self.log_weight)[: len(parts)]
+        padded = (F.pad(part + weight, (0, 1), value=weight) for part, weight in zip(parts, weights, strict=True))
+        super().push(*padded, counts=counts)
