@@ -395,6 +395,16 @@ def test_spans_are_from_the_least_to_the_largest(folder) -> None:
         said.span("main", "accuracy", "D")
 
 
+def test_moves_are_absolute_and_over_common_seeds() -> None:
+    of = {"a=1": {0: 0.5, 1: 0.7, 2: 0.9}, "b=1": {0: 0.6, 1: 0.6, 3: 0.1}}
+    given = [row(changes, seed, nll=value) for changes, found in of.items() for seed, value in found.items()]
+    said = quoted.Quoted(given, TABLES, SETTINGS)
+    assert said.moved("main", "A | a", "nll", "B") == "0.100"  # the differences are -0.1 and 0.1
+    assert said.moved("main", "A | a", "nll", "C") == "not run"
+    with pytest.raises(UsageError, match="label 'D' is unknown"):
+        said.moved("main", "A | a", "nll", "D")
+
+
 def test_what_was_not_run_is_quoted_as_that(folder) -> None:
     said = quoted.Quoted(rows.read(folder), TABLES, SETTINGS)
     assert said.mean("main", "C", "accuracy") == said.std("main", "C", "accuracy") == "not run"

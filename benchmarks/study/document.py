@@ -35,7 +35,22 @@ _ALT = {
     "eps": "robust accuracy over eps",
     "sweep": "what the hyper-parameter changes",
 }
-_QUOTED = ("value", "mean", "std", "n", "near", "far", "diff", "interval", "p", "verdict", "span", "std_span", "seeds")
+_QUOTED = (
+    "value",
+    "mean",
+    "std",
+    "n",
+    "near",
+    "far",
+    "diff",
+    "interval",
+    "moved",
+    "p",
+    "verdict",
+    "span",
+    "std_span",
+    "seeds",
+)
 
 
 def write(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -125,6 +126,13 @@ class Quoted:
         """The 95 % interval of that difference."""
         found = self.apart(table, label, figure, other)
         return DASH if found is None else bounds(found[0], column(figure))
+
+    def moved(self, table: str, label: str, figure: str, other: str) -> str:
+        """The mean over common seeds of the absolute difference to another label."""
+        runs = self.runs(table)
+        one, two = (of_figure(runs, _known(name, runs, "label"), figure) for name in (label, other))
+        moves = [abs(one[seed] - two[seed]) for seed in one.keys() & two.keys()]
+        return column(figure).text(statistics.fmean(moves)) if moves else NOT_RUN
 
     def p(self, table: str, label: str, figure: str, other: str | None = None) -> str:
         """The p-value of that difference as `= 0.012` or `< 0.001`."""
