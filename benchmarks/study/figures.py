@@ -151,7 +151,7 @@ def _dots(runs: Runs, title: str, names: Sequence[str], styled: Styles) -> Figur
                 axes.errorbar(mean, line, xerr=bar, linestyle="none", markersize=6, linewidth=1.4, **styled[label])
         axes.set_yticks(range(len(runs)), list(runs) if axes is panels[0] else [""] * len(runs))
         axes.set(ylim=(len(runs) - 0.5, -0.5), title=shown.title)
-        axes.locator_params(axis="x", nbins=4)
+        axes.locator_params(axis="x", nbins=3)
     figure.suptitle(title, fontsize=10)
     return figure
 
