@@ -6,7 +6,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.study.objectives import FAMILIES, OBJECTIVES, WITHOUT_NORM, changes, hdge, live, nce, with_references
+from benchmarks.study.objectives import (
+    ELSEWHERE,
+    FAMILIES,
+    OBJECTIVES,
+    WITHOUT_NORM,
+    changes,
+    hdge,
+    live,
+    nce,
+    with_references,
+)
 from benchmarks.study.run import Job
 
 TUNING_SEEDS = (100,)  # of no table
@@ -90,22 +100,14 @@ def _exposures() -> dict[str, str]:
     }
 
 
-_BOUNDS = {"inside": -10.0, "outside": -3.0}
-
-
 def _smaller() -> dict[str, str]:
     """The least values that were tried at first on Fashion-MNIST, and those beyond them."""
-    weights = {
-        "marginal NCE": [(weight, {"weight": weight, "times": 1.0}) for weight in (0.25, 0.1)],
-        "outlier exposure": [(weight, {"weight": weight}) for weight in (0.25, 0.1)],
-        "live columns, references": [(weight, {"weight": weight, "times": 20.0}) for weight in (0.1, 0.03)],
-        "energy margins": [(weight, {**_BOUNDS, "weight": weight}) for weight in (0.01, 0.003)],
-    }
-    return {"cross-entropy": ""} | {
-        f"{label}, weight {weight:g}": OBJECTIVES[label].text(**values)
-        for label, found in weights.items()
-        for weight, values in found
-    }
+    lines = {"cross-entropy": ""}
+    for label, one in OBJECTIVES.items():
+        for beyond in one.further.get("fashion", ()):
+            for values in (one.values(ELSEWHERE), beyond):
+                lines[f"{label}, weight {values['weight']:g}"] = one.text(**values)
+    return lines
 
 
 def _temperatures() -> dict[str, str]:
